@@ -1,0 +1,1 @@
+"""See what a sequence model remembers."""

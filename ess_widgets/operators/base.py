@@ -1,0 +1,56 @@
+"""What every operator can do: the contract between capture, metrics and the views."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Operator"]
+
+
+class Operator(ABC):
+    """A causal sequence mixer ``y = T u``, batched over leading dimensions.
+
+    Attributes
+    ----------
+    valid : Tensor or None
+        Boolean, broadcastable to ``(..., L)``: the positions that are a sample's own tokens. Rows and
+        columns of ``matrix()`` outside of them (padding) are zero. ``None`` when all positions are.
+    """
+
+    valid: Tensor | None = None
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """Materialise ``T``, shape ``(..., L, L)``, float32 or float64, lower triangular."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """``(..., L, L)``, without materialising anything."""
+
+    @property
+    @abstractmethod
+    def state_size(self) -> Tensor:
+        """TSS, the state-size that the architecture provides: ``(L,)``, or ``(..., L)`` where samples differ."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype of ``matrix()``."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where ``matrix()`` is computed."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Operator:
+        """The same operator on another device."""
+
+    @abstractmethod
+    def __getitem__(self, index: Any) -> Operator:
+        """Index the leading dimensions; the last two stay."""
