@@ -1,0 +1,144 @@
+/** What the views show. Names and shapes are those of the Python traits (`ess_widgets/widgets/`). */
+
+export type Kind = "tolerance" | "entropy";
+export type Scale = "log" | "linear";
+export type Limit = "state_size" | "ceiling";
+
+/** How ESS is measured and drawn. */
+export interface Settings {
+  kind: Kind;
+  tol: number;
+  relative: boolean;
+  /** Colour scale of the operator. */
+  scale: Scale;
+  /** What utilisation is taken against. */
+  against: Limit;
+}
+
+/** What is brushed. Every view shows it; Python reads it. */
+export interface Selection {
+  /** Module path of the layer, as in `Explorer.layers`. */
+  layer: string | null;
+  head: number;
+  position: number | null;
+  /** Half-open range of positions. */
+  span: [number, number] | null;
+  /** While pinned, the position does not follow the pointer. */
+  pinned: boolean;
+  /** Index of the singular value that is pointed at. */
+  mode: number | null;
+}
+
+export interface Tokens {
+  labels: string[];
+  /** Per position: 0 plain, 1 delimiter (sentence punctuation, newline), 2 special (end of text …). */
+  marks: number[];
+  /** True where labels are only the indices, so that there is no text to show. */
+  indexed: boolean;
+}
+
+export interface Layer {
+  name: string;
+  family: string;
+  heads: number;
+  /** Worst ‖Tu − y‖ / ‖y‖ over heads; null until it is known. */
+  residual: number | null;
+  /** Residual that the dtype explains; above it the operator is not to be trusted. */
+  limit: number;
+}
+
+/** The operator of one head, at most `side` × `side` cells: block maxima of |T| where side < length. */
+export interface OperatorData {
+  layer: string | null;
+  head: number;
+  length: number;
+  side: number;
+  matrix: Float32Array;
+}
+
+/** Singular values of H_i of one head, `length` × `rank`, descending, zero-padded. */
+export interface SpectrumData {
+  layer: string | null;
+  head: number;
+  length: number;
+  rank: number;
+  values: Float32Array;
+}
+
+/** ESS along positions of all heads of a layer; each array is `heads` × `length`. */
+export interface ProfileData {
+  layer: string | null;
+  heads: number;
+  length: number;
+  kind: Kind;
+  tol: number;
+  relative: boolean;
+  /** NaN where it is not computed yet. */
+  ess: Float32Array;
+  state_size: Float32Array;
+  ceiling: Float32Array;
+}
+
+/** One number per layer and head, `rows` × `columns`; NaN where it is not computed yet or there is no head. */
+export interface GridData {
+  rows: number;
+  columns: number;
+  kind: Kind;
+  tol: number;
+  relative: boolean;
+  /** Mean ESS over positions. */
+  ess: Float32Array;
+  /** Σ ESS / Σ TSS and Σ ESS / Σ ceiling over positions. */
+  state_size: Float32Array;
+  ceiling: Float32Array;
+}
+
+export interface Status {
+  phase: "idle" | "running" | "computing" | "ready" | "error";
+  message: string;
+  /** 0 … 1, or null where it is not known. */
+  progress: number | null;
+}
+
+/** Singular vectors of H_position: what each singular value carries, `count` rows each. */
+export interface VectorData {
+  layer: string | null;
+  head: number;
+  position: number;
+  count: number;
+  /** Right vectors, `count` × `position`: weights on the past inputs. */
+  past: Float32Array;
+  /** Left vectors, `count` × (`length` − `position`): weights on the present and future outputs. */
+  future: Float32Array;
+}
+
+export interface State {
+  /** Null where there is no text to edit. */
+  text: string | null;
+  title: string;
+  settings: Settings;
+  selection: Selection;
+  tokens: Tokens | null;
+  layers: Layer[];
+  operator_data: OperatorData | null;
+  spectrum_data: SpectrumData | null;
+  profile_data: ProfileData | null;
+  grid_data: GridData | null;
+  status: Status;
+  vectors: VectorData | null;
+}
+
+export const initialState: State = {
+  text: null,
+  title: "",
+  settings: { kind: "entropy", tol: 1e-3, relative: false, scale: "log", against: "ceiling" },
+  selection: { layer: null, head: 0, position: null, span: null, pinned: false, mode: null },
+  tokens: null,
+  layers: [],
+  operator_data: null,
+  spectrum_data: null,
+  profile_data: null,
+  grid_data: null,
+  status: { phase: "idle", message: "", progress: null },
+  vectors: null,
+};
