@@ -90,6 +90,7 @@ async function selectionModel(model: AnyModel): Promise<SelectionModel | null> {
 export async function bind(model: AnyModel): Promise<[Store, () => void]> {
   const store = new Store(readState(model));
   store.state.settings = { ...store.state.settings, ...pick<Settings>(model, settingKeys) };
+  store.send = (content) => model.send(content);
   const undo: (() => void)[] = [];
 
   // Traits of one update change together but announce themselves one by one: read them all once.

@@ -9,6 +9,8 @@ type Listener = (changed: ReadonlySet<Key>) => void;
  */
 export class Store {
   state: State;
+  /** Asks the kernel for something; does nothing where there is none. */
+  send: (content: object) => void = () => {};
   private listeners = new Map<Listener, ReadonlySet<Key>>();
   private changed = new Set<Key>();
   private frame: number | null = null;
