@@ -23,7 +23,7 @@ const selectionKeys = ["layer", "head", "position", "span", "pinned", "mode"] as
 export function floats(bytes: DataView | ArrayBuffer | Uint8Array): Float32Array {
   if (bytes instanceof ArrayBuffer) return new Float32Array(bytes.slice(0));
   const { buffer, byteOffset, byteLength } = bytes;
-  return new Float32Array(buffer.slice(byteOffset, byteOffset + byteLength) as ArrayBuffer);
+  return new Float32Array(buffer.slice(byteOffset, byteOffset + byteLength));
 }
 
 function decode(data: unknown): unknown {
@@ -40,7 +40,7 @@ export function readState(model: { get(key: string): unknown }): Partial<State> 
   const state: Wire = {};
   for (const key of plainKeys) if (model.get(key) !== undefined) state[key] = model.get(key);
   for (const key of dataKeys) if (model.get(key) !== undefined) state[key] = decode(model.get(key));
-  return state as Partial<State>;
+  return state;
 }
 
 function pick<T>(model: { get(key: string): unknown }, keys: readonly string[]): Partial<T> {
@@ -50,7 +50,7 @@ function pick<T>(model: { get(key: string): unknown }, keys: readonly string[]):
 }
 
 /** Calls `send` at most once per `milliseconds`, always with the newest state in the end. */
-function throttle(send: () => void, milliseconds: number): { call(): void; stop(): void } {
+function throttle(send: () => void, milliseconds: number): { call: () => void; stop: () => void } {
   let timer: ReturnType<typeof setTimeout> | null = null;
   let again = false;
   const tick = () => {
