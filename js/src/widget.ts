@@ -1,5 +1,5 @@
 /** The anywidget entry point: one module serves every view; the trait `_view` names which. */
-import type { AnyModel, RenderProps } from "@anywidget/types";
+import type { RenderProps } from "@anywidget/types";
 import { bind } from "./bind";
 import type { Store } from "./store";
 
