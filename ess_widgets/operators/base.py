@@ -54,3 +54,8 @@ class Operator(ABC):
     @abstractmethod
     def __getitem__(self, index: Any) -> Operator:
         """Index the leading dimensions; the last two stay."""
+
+    def __repr__(self) -> str:
+        padded = ", padded" if self.valid is not None else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={dtype}, device={self.device}{padded})"

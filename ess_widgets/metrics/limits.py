@@ -1,0 +1,79 @@
+"""What a profile is measured against: the ceiling that shapes set, and utilisation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ess_widgets.metrics._checks import as_operator
+
+__all__ = ["ceiling", "utilisation"]
+
+
+def ceiling(op: Any) -> Tensor:
+    """The largest effective state-size that the shape of ``H_i`` and the architecture allow.
+
+    ``min(TSS_i, i, L - i)``: towards the end ``H_i`` loses rows, so every profile falls there, whatever the model does.
+    Under padding, positions count among a sample's own tokens: ``i`` becomes the number of own tokens before ``i``, and
+    ``L - i`` those from ``i`` on.
+
+    Parameters
+    ----------
+    op : Operator, Tensor or ndarray, ``(..., L, L)``
+
+    Returns
+    -------
+    Tensor, ``(..., L)``
+        int64, on the operator's device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> ceiling(torch.ones(6, 6).tril())
+    tensor([0, 1, 2, 3, 2, 1])
+    """
+    op = as_operator(op)
+    shape = op.shape[:-1]
+    valid = torch.ones(shape[-1], dtype=torch.int64, device=op.device) if op.valid is None else op.valid.long()
+    through = valid.cumsum(-1)
+    past = through - valid
+    future = through[..., -1:] - past
+    return torch.minimum(torch.minimum(past, future), op.state_size.to(op.device)).expand(shape).contiguous()
+
+
+def utilisation(op: Any, profile: Tensor, *, against: Literal["state_size", "ceiling"] = "state_size") -> Tensor:
+    """How much of what could be carried is carried: ``Σ ESS_i / Σ TSS_i`` over ``i >= 1``, or over the ceiling.
+
+    Parameters
+    ----------
+    op : Operator, Tensor or ndarray, ``(..., L, L)``
+    profile : Tensor, ``(..., L)``
+        Its effective state-size at all positions, as :func:`ess` returns it.
+    against : {"state_size", "ceiling"}
+        TSS, as the paper has it, or the ceiling. By shape alone full attention cannot exceed about 0.5 against TSS.
+
+    Returns
+    -------
+    Tensor, ``(...)``
+        One ratio per leading entry, 0 where nothing could be carried.
+
+    Examples
+    --------
+    >>> import torch
+    >>> op = torch.eye(6).roll(2, 0).tril()
+    >>> from ess_widgets.metrics import ess
+    >>> utilisation(op, ess(op, "tolerance"), against="ceiling")
+    tensor(0.8889, dtype=torch.float64)
+    """
+    op = as_operator(op)
+    if against not in ("state_size", "ceiling"):
+        raise ValueError(f"against must be 'state_size' or 'ceiling', but is {against!r}.")
+    if profile.shape != op.shape[:-1]:
+        raise ValueError(
+            f"profile must hold all positions, shape {tuple(op.shape[:-1])}, but its shape is {tuple(profile.shape)}."
+        )
+    limit = ceiling(op) if against == "ceiling" else op.state_size.expand(op.shape[:-1])
+    total = limit[..., 1:].sum(dim=-1).to(profile)
+    return profile[..., 1:].sum(dim=-1) / total.where(total > 0, 1.0)

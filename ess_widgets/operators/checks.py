@@ -1,0 +1,127 @@
+"""Checks that every operator shares: what counts as a matrix, a causal one, a mask of valid tokens, an index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_tensor", "broadcast_valid", "check_finite_causal", "leading_index", "require_float"]
+
+# How far above the diagonal rounding may reach, in units of eps * max|T|.
+_CAUSAL_SLACK = 8.0
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """Take a tensor or a numeric numpy array as a tensor, sharing memory where that is safe."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biufc" or value.dtype.itemsize > (16 if value.dtype.kind == "c" else 8):
+            raise TypeError(f"{name} must hold numbers that torch knows, but its numpy dtype is {value.dtype}.")
+        array = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
+        value = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a torch tensor or a numpy array, but is {_a(type(value).__name__)}; "
+            f"convert it first, for example with torch.tensor(...)."
+        )
+    if value.layout is not torch.strided or value.is_quantized:
+        raise TypeError(f"{name} must be a dense tensor; call .to_dense() or .dequantize() first.")
+    if value.is_meta:
+        raise ValueError(f"{name} is on the meta device and has no values; load the weights first.")
+    return value
+
+
+def require_float(value: Tensor, name: str) -> Tensor:
+    """Return float32 and float64 as they are and integers as float32; refuse the rest."""
+    if value.dtype in (torch.float32, torch.float64):
+        return value
+    if value.is_complex():
+        raise ValueError(
+            f"{name} is complex ({value.dtype}); effective state-size is defined here for real operators. "
+            "Pass the real matrix, with a complex state written as two real ones."
+        )
+    if value.is_floating_point():
+        raise ValueError(
+            f"{name} is {value.dtype}: rounding an operator to half precision creates hundreds of spurious singular "
+            "values. Compute it in float32 or float64, from upcast queries, keys or gates; "
+            "casting the finished matrix up does not bring the digits back."
+        )
+    return value.to(torch.float32)
+
+
+def check_finite_causal(T: Tensor, name: str = "T") -> Tensor:
+    """Refuse NaN, infinities and entries above the diagonal; return ``T`` exactly lower triangular.
+
+    An entry above the diagonal counts as rounding up to 8 eps times the largest magnitude in its own matrix.
+    """
+    if not bool(torch.isfinite(T).all()):
+        bad = ~torch.isfinite(T)
+        where = _first(bad)
+        raise ValueError(
+            f"{name} is not finite: {int(bad.sum())} of {T.numel()} entries are NaN or infinite, "
+            f"the first at {name}{list(where)} = {T[where].item()}. Check the inputs and the scale that it was made from."
+        )
+    above = T.triu(1)
+    if not bool(above.any()):
+        return T
+    above = above.abs()
+    largest = T.abs().amax(dim=(-2, -1), keepdim=True)
+    excess = above - _CAUSAL_SLACK * torch.finfo(T.dtype).eps * largest
+    worst = np.unravel_index(int(excess.argmax()), T.shape)
+    if excess[worst] > 0:
+        where = tuple(int(i) for i in worst)
+        raise ValueError(
+            f"{name} is not causal: {name}{list(where)} = {T[where].item():.6g} lets output {where[-2]} read the later "
+            f"input {where[-1]}. Effective state-size needs a lower triangular operator, rows being outputs: "
+            f"apply the causal mask, or transpose if rows are inputs."
+        )
+    return T.tril()
+
+
+def broadcast_valid(valid: Any, shape: torch.Size, device: torch.device) -> Tensor | None:
+    """Check a mask of valid positions against ``(..., L)`` and expand it, without copying."""
+    if valid is None:
+        return None
+    valid = as_tensor(valid, "valid")
+    if valid.dtype is not torch.bool:
+        raise TypeError(f"valid must be boolean (True for a sample's own tokens), but is {valid.dtype}; use valid.bool().")
+    try:
+        return valid.to(device).expand(shape)
+    except RuntimeError:
+        raise ValueError(f"valid of shape {tuple(valid.shape)} does not broadcast to (..., L) = {tuple(shape)}.") from None
+
+
+def leading_index(index: Any, leading: int) -> tuple[Any, ...]:
+    """Write ``index`` out over all ``leading`` dimensions, so that it means the same for whatever follows them."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    ellipses = [n for n, entry in enumerate(entries) if entry is Ellipsis]
+    if len(ellipses) > 1:
+        raise IndexError("an index can hold only one ellipsis ('...').")
+    taken = sum(_width(entry) for entry in entries)
+    if taken > leading:
+        raise IndexError(
+            f"index {index!r} uses {taken} dimensions, but the operator has {leading} leading ones; "
+            "its last two are outputs and inputs: take .matrix() first to index into them."
+        )
+    at = ellipses[0] if ellipses else len(entries)
+    fill = [slice(None)] * (leading - taken)
+    return tuple(entries[:at] + fill + entries[at + len(ellipses) :])
+
+
+def _width(entry: Any) -> int:
+    """How many dimensions one entry of an index consumes."""
+    if entry is None or entry is Ellipsis:
+        return 0
+    if isinstance(entry, bool) or (isinstance(entry, Tensor | np.ndarray) and str(entry.dtype).endswith("bool")):
+        return int(np.ndim(entry)) if not isinstance(entry, Tensor) else entry.ndim
+    return 1
+
+
+def _first(flags: Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(int(flags.flatten().to(torch.uint8).argmax()), flags.shape))
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"
