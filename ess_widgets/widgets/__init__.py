@@ -1,0 +1,20 @@
+"""Linked views for notebooks: the explorer and its parts, each usable on its own."""
+
+from .explorer import Explorer, explore
+from .layer_grid_view import LayerGridView
+from .operator_view import OperatorView
+from .profile_view import ProfileView
+from .selection import Selection
+from .spectrum_view import SpectrumView
+from .token_view import TokenView
+
+__all__ = [
+    "Explorer",
+    "LayerGridView",
+    "OperatorView",
+    "ProfileView",
+    "Selection",
+    "SpectrumView",
+    "TokenView",
+    "explore",
+]

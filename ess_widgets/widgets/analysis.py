@@ -1,0 +1,155 @@
+"""What the explorer knows of one captured input: spectra and ESS of its heads, computed piece by piece."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ess_widgets.capture import Capture, LayerCapture
+from ess_widgets.metrics import ceiling, from_spectrum, spectra
+from ess_widgets.operators import Dense, Operator
+
+__all__ = ["Analysis", "Measure"]
+
+Head = tuple[str, int]
+
+# Residuals that rounding explains, by the dtype in which the model computed.
+RESIDUAL_LIMIT = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Which ESS: the arguments of :func:`ess_widgets.ess`."""
+
+    kind: str
+    tol: float
+    relative: bool
+
+    def data(self) -> dict[str, Any]:
+        return {"kind": self.kind, "tol": self.tol, "relative": self.relative}
+
+
+class Analysis:
+    """Spectra of the heads of one sample of a capture, kept while they fit in ``budget`` bytes.
+
+    Parameters
+    ----------
+    captured : Capture
+        Layers by name.
+    sample : int
+        Which sample of the batch.
+    budget : int
+        Bytes of spectra to keep; what falls out is computed again when it is asked for.
+    """
+
+    def __init__(self, captured: Capture, sample: int = 0, budget: int = 1 << 29) -> None:
+        self.captured = captured
+        self.sample = sample
+        self.layers = list(captured)
+        self.heads = {name: int(captured[name].operator.shape[-3]) for name in self.layers}
+        self.lengths = {name: int(captured[name].operator.shape[-1]) for name in self.layers}
+        self.residuals: dict[str, float] = {}
+        self._limits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._spectra: OrderedDict[Head, np.ndarray] = OrderedDict()
+        self._budget = budget
+        self._ess: dict[Head, np.ndarray] = {}
+        self._measure: Measure | None = None
+        self._running: dict[Head, tuple[Iterator[tuple[Tensor, Tensor]], np.ndarray]] = {}
+
+    def layer_data(self) -> list[dict[str, Any]]:
+        """Per layer what the views say of it; the residual is None until :meth:`verify` has seen it."""
+        return [
+            {
+                "name": name,
+                "family": self.captured[name].family,
+                "heads": self.heads[name],
+                "residual": self.residuals.get(name),
+                "limit": self._residual_limit(self.captured[name]),
+            }
+            for name in self.layers
+        ]
+
+    def _residual_limit(self, layer: LayerCapture) -> float:
+        return RESIDUAL_LIMIT.get(layer.outputs.dtype, 1e-5)
+
+    def verify(self, layer: str) -> float:
+        """Worst residual of the layer's heads on this sample."""
+        if layer not in self.residuals:
+            worst = self.captured[layer].residual[self.sample].max()
+            self.residuals[layer] = float(worst)
+        return self.residuals[layer]
+
+    def operator(self, layer: str, head: int) -> Operator:
+        return self.captured[layer].operator[self.sample, head]
+
+    def limits(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
+        """TSS and ceiling, each ``(heads, L)``."""
+        if layer not in self._limits:
+            operator = self.captured[layer].operator[self.sample]
+            shape = operator.shape[:-1]
+            both = operator.state_size, ceiling(operator)
+            state_size, top = (limit.cpu().double().expand(shape).numpy() for limit in both)
+            self._limits[layer] = state_size, top
+        return self._limits[layer]
+
+    def advance(self, layer: str, head: int) -> bool:
+        """Compute a little more of the head's spectrum; True when it is whole."""
+        key = layer, head
+        if key in self._spectra:
+            self._spectra.move_to_end(key)
+            return True
+        if key not in self._running:
+            operator = self.operator(layer, head)
+            dense = Dense(operator.matrix(), valid=operator.valid)
+            length = self.lengths[layer]
+            self._running[key] = spectra(dense), np.zeros((length, max(length // 2, 1)))
+        chunks, values = self._running[key]
+        for positions, sigma in chunks:
+            found = sigma.cpu().numpy()
+            values[np.asarray(positions), : found.shape[-1]] = found
+            return False
+        del self._running[key]
+        self._keep(key, values)
+        return True
+
+    def _keep(self, key: Head, values: np.ndarray) -> None:
+        self._spectra[key] = values
+        while len(self._spectra) > 1 and sum(v.nbytes for v in self._spectra.values()) > self._budget:
+            self._spectra.popitem(last=False)
+
+    def spectrum(self, layer: str, head: int) -> np.ndarray | None:
+        """Singular values of every ``H_i``, ``(L, L // 2)``, or None where they are not known (any more)."""
+        return self._spectra.get((layer, head))
+
+    def measure(self, measure: Measure) -> None:
+        """Say which ESS is wanted; what is known of another one is forgotten."""
+        if measure != self._measure:
+            self._measure = measure
+            self._ess.clear()
+
+    def knows(self, layer: str, head: int) -> bool:
+        return self.ess(layer, head) is not None
+
+    def ess(self, layer: str, head: int) -> np.ndarray | None:
+        """ESS of the head at every position, ``(L,)``, or None where its spectrum has still to be computed."""
+        key = layer, head
+        if key not in self._ess:
+            assert self._measure is not None, "measure() comes first"
+            sigma = self._spectra.get(key)
+            if sigma is None:
+                return None
+            values = from_spectrum(torch.from_numpy(sigma), **self._measure.data())
+            self._ess[key] = values.numpy()
+        return self._ess[key]
+
+    def profile(self, layer: str) -> np.ndarray:
+        """ESS of the layer's heads, ``(heads, L)``; NaN for heads that are not known yet."""
+        unknown = np.full(self.lengths[layer], np.nan)
+        curves = [self.ess(layer, head) for head in range(self.heads[layer])]
+        return np.stack([unknown if curve is None else curve for curve in curves])

@@ -1,0 +1,67 @@
+"""ESS along the sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import traitlets as t
+
+from ess_widgets.metrics import ceiling, from_spectrum
+
+from .head_view import HeadView
+from .measured import Measured
+from .wire import profile_data, spectrum_data
+
+__all__ = ["ProfileView"]
+
+
+class ProfileView(HeadView, Measured):
+    """ESS of every head along the sequence, the selected one bold, under its ceiling.
+
+    Parameters
+    ----------
+    T : Operator, Tensor, array or LayerCapture
+        ``(heads, L, L)`` or ``(L, L)``, causal.
+    kind, tol, relative
+        Which ESS, as in :func:`ess_widgets.ess`.
+    labels, selection
+        As in :class:`OperatorView`.
+
+    Attributes
+    ----------
+    profile : numpy.ndarray
+        ``(heads, L)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> ProfileView(torch.ones(4, 4).tril(), kind="tolerance").profile
+    array([[0., 1., 1., 1.]])
+    """
+
+    _view = t.Unicode("ProfileView").tag(sync=True)
+    profile_data = t.Dict().tag(sync=True)
+    spectrum_data = t.Dict().tag(sync=True)
+
+    @property
+    def profile(self) -> np.ndarray:
+        sigma = np.stack([self._spectrum(head) for head in range(self._operator.shape[0])])
+        return from_spectrum(torch.from_numpy(sigma), **self.measure.data()).numpy()
+
+    def _show_head(self) -> None:
+        ess = self.profile
+        limits = (
+            limit.cpu().double().expand(ess.shape).numpy()
+            for limit in (self._operator.state_size, ceiling(self._operator))
+        )
+        self._publish(
+            profile_data=profile_data(ess, *limits, self._layer, self.measure.data()),
+            spectrum_data=spectrum_data(self._spectrum(self._head), self._layer, self._head),
+        )
+
+    @t.observe("kind", "tol", "relative")
+    def _on_measure(self, change: Any) -> None:
+        if self.profile_data:
+            self._show_head()

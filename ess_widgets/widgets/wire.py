@@ -1,0 +1,105 @@
+"""What travels to the browser: one dictionary for each view, arrays as float32 bytes, never as lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ess_widgets.metrics import vectors
+from ess_widgets.operators import Operator
+
+__all__ = ["grid_data", "operator_data", "pack", "profile_data", "spectrum_data", "vector_message"]
+
+# A heat map gains nothing from more cells than the screen has pixels for it.
+MAX_SIDE = 512
+# Nobody points at more singular values than this.
+MAX_VECTORS = 64
+
+
+def pack(values: ArrayLike) -> bytes:
+    """Little-endian float32 bytes in C order."""
+    return np.ascontiguousarray(values, dtype="<f4").tobytes()
+
+
+def thumbnail(matrix: Tensor, side: int = MAX_SIDE) -> Tensor:
+    """At most ``side`` × ``side`` cells: in each block of the ``(L, L)`` matrix the entry of largest magnitude."""
+    length = matrix.shape[-1]
+    block = -(-length // side)
+    if block == 1:
+        return matrix
+    cells = -(-length // block)
+    padded = torch.nn.functional.pad(matrix, (0, cells * block - length) * 2)
+    blocks = padded.reshape(cells, block, cells, block).transpose(1, 2).reshape(cells, cells, -1)
+    return blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
+
+
+def operator_data(matrix: Tensor, layer: str | None, head: int) -> dict[str, Any]:
+    """The operator of one head, ``(L, L)``, at screen resolution."""
+    cells = thumbnail(matrix)
+    return {
+        "layer": layer,
+        "head": head,
+        "length": matrix.shape[-1],
+        "side": cells.shape[-1],
+        "matrix": pack(cells.cpu().numpy()),
+    }
+
+
+def spectrum_data(values: np.ndarray, layer: str | None, head: int) -> dict[str, Any]:
+    """The singular values of every ``H_i`` of one head, ``(L, K)``."""
+    length, rank = values.shape
+    return {"layer": layer, "head": head, "length": length, "rank": rank, "values": pack(values)}
+
+
+def profile_data(
+    ess: np.ndarray,
+    state_size: np.ndarray,
+    ceiling: np.ndarray,
+    layer: str | None,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """ESS of all heads of a layer, ``(heads, L)``, NaN where it is not known yet, and its limits."""
+    heads, length = ess.shape
+    return {
+        "layer": layer,
+        "heads": heads,
+        "length": length,
+        **settings,
+        "ess": pack(ess),
+        "state_size": pack(np.broadcast_to(state_size, ess.shape)),
+        "ceiling": pack(np.broadcast_to(ceiling, ess.shape)),
+    }
+
+
+def grid_data(
+    ess: np.ndarray,
+    state_size: np.ndarray,
+    ceiling: np.ndarray,
+    fresh: np.ndarray,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Mean ESS and utilisations, ``(layers, heads)``; ``fresh`` is 0 where a number is of an earlier input."""
+    rows, columns = ess.shape
+    return {
+        "rows": rows,
+        "columns": columns,
+        **settings,
+        "ess": pack(ess),
+        "state_size": pack(state_size),
+        "ceiling": pack(ceiling),
+        "fresh": pack(fresh),
+    }
+
+
+def vector_message(
+    operator: Operator, layer: str | None, head: int, position: int
+) -> tuple[dict[str, Any], list[bytes]]:
+    """Singular vectors of ``H_position`` of one head: what each singular value carries."""
+    future, _, past = vectors(operator, position)
+    count = min(MAX_VECTORS, past.shape[-2])
+    content = {"type": "vectors", "layer": layer, "head": head, "position": position, "count": count}
+    return content, [pack(past[:count].cpu().numpy()), pack(future.mT[:count].cpu().numpy())]
