@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ess_widgets.operators import Dense, Operator
 
-__all__ = ["Kind", "as_operator", "check_kind", "check_tol", "position_list"]
+__all__ = ["Kind", "as_operator", "check_chunk", "check_kind", "check_tol", "position_list"]
 
 Kind = Literal["entropy", "tolerance"]
 
@@ -25,6 +25,11 @@ def as_operator(op: Operator | Tensor | np.ndarray[Any, Any]) -> Operator:
 def check_kind(kind: str) -> None:
     if kind not in ("entropy", "tolerance"):
         raise ValueError(f"kind must be 'entropy' or 'tolerance', but is {kind!r}.")
+
+
+def check_chunk(chunk: int | None) -> None:
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"chunk must be a positive integer or None, but is {chunk!r}.")
 
 
 def check_tol(tol: float) -> float:
@@ -54,7 +59,7 @@ def position_list(positions: Any, L: int) -> list[int]:
             position = operator.index(entry)
         except TypeError:
             raise TypeError(
-                f"positions must be integers, but holds {entry!r}; for a boolean mask use its nonzero indices."
+                f"positions must be integers, but hold {entry!r}; of a boolean mask give the nonzero indices."
             ) from None
         if not 0 <= position < L:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Batched singular values in the best precision a device has, robust against a lack of memory."""
+"""Singular values in the best precision a device has, on one thread, and within its memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["one_thread", "singular_values", "working_dtype"]
+from ess_widgets.operators import Operator
+
+__all__ = ["materialise", "one_thread", "singular_values", "working_dtype"]
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
@@ -21,8 +23,9 @@ def working_dtype(device: torch.device) -> torch.dtype:
 def one_thread(device: torch.device) -> Iterator[None]:
     """Let linear algebra on the CPU use one thread, for the calling thread alone.
 
-    The matrices are small: on a busy machine a second thread costs a factor of ten to a hundred in waiting, and on
-    an idle one it gains little. The setting belongs to the calling thread, so others do not notice.
+    The matrices are small: a second thread gains little on an idle machine and costs a factor of ten to a
+    hundred on a busy one, where the two wait for each other. torch keeps this setting per thread, so nobody
+    else notices.
     """
     before = torch.get_num_threads()
     if device.type != "cpu" or before == 1:
@@ -36,24 +39,49 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 def singular_values(H: Tensor) -> Tensor:
-    """Singular values of ``(b, m, n)``, descending, ``(b, min(m, n))``.
+    """Singular values of ``(b, m, n)``, descending: ``(b, min(m, n))`` in the working dtype.
 
-    Where the device's memory does not suffice, the batch is halved, and a single matrix goes to the CPU.
+    Where a GPU's memory does not suffice the batch is halved, and a single matrix goes to the CPU.
     """
     if 0 in H.shape:
-        return H.new_zeros(H.shape[0], min(H.shape[-2:]))
+        return torch.zeros(H.shape[0], min(H.shape[-2:]), dtype=working_dtype(H.device), device=H.device)
+    sigma = _try_singular_values(H)
+    if sigma is not None:
+        return sigma
+    # Out of the exception handler, which would keep the failed call's memory.
+    if H.shape[0] > 1:
+        half = H.shape[0] // 2
+        return torch.cat([singular_values(H[:half]), singular_values(H[half:])])
+    _warn_cpu(H.device, f"the singular values of one {H.shape[-2]} x {H.shape[-1]} matrix")
+    return singular_values(H.cpu()).to(H.device)
+
+
+def _try_singular_values(H: Tensor) -> Tensor | None:
+    # LAPACK is up to twice as fast on tall matrices as on wide ones.
+    tall = H if H.shape[-2] >= H.shape[-1] else H.mT
     try:
-        return torch.linalg.svdvals(H)
+        sigma: Tensor = torch.linalg.svdvals(tall.to(working_dtype(H.device)))
     except torch.OutOfMemoryError:
-        if H.shape[0] > 1:
-            half = H.shape[0] // 2
-            return torch.cat([singular_values(H[:half]), singular_values(H[half:])])
         if H.device.type == "cpu":
             raise
-        warnings.warn(
-            f"{H.device} is out of memory for one matrix of {H.shape[-2]} x {H.shape[-1]}; "
-            "its singular values are computed on the CPU, which is slower.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return torch.linalg.svdvals(H.cpu()).to(H.device)
+        return None
+    return sigma
+
+
+def materialise(op: Operator) -> Tensor:
+    """``op.matrix()``, detached; on the CPU where the operator's own device has no memory for it."""
+    try:
+        return op.matrix().detach()
+    except torch.OutOfMemoryError:
+        if op.device.type == "cpu":
+            raise
+    _warn_cpu(op.device, f"an operator of shape {tuple(op.shape)}")
+    return op.to("cpu").matrix().detach()
+
+
+def _warn_cpu(device: torch.device, what: str) -> None:
+    warnings.warn(
+        f"{device} has no memory left for {what}; this part is computed on the CPU, which is slower.",
+        RuntimeWarning,
+        stacklevel=4,
+    )

@@ -15,9 +15,9 @@ __all__ = ["ceiling", "utilisation"]
 def ceiling(op: Any) -> Tensor:
     """The largest effective state-size that the shape of ``H_i`` and the architecture allow.
 
-    ``min(TSS_i, i, L - i)``: towards the end ``H_i`` loses rows, so every profile falls there, whatever the model does.
-    Under padding, positions count among a sample's own tokens: ``i`` becomes the number of own tokens before ``i``, and
-    ``L - i`` those from ``i`` on.
+    ``min(TSS_i, i, L - i)``: towards the end ``H_i`` loses rows, so every profile falls there, whatever the
+    model does. Under padding, positions count among a sample's own tokens: ``i`` becomes the number of own
+    tokens before ``i``, and ``L - i`` that of those from ``i`` on.
 
     Parameters
     ----------
@@ -36,15 +36,16 @@ def ceiling(op: Any) -> Tensor:
     """
     op = as_operator(op)
     shape = op.shape[:-1]
-    valid = torch.ones(shape[-1], dtype=torch.int64, device=op.device) if op.valid is None else op.valid.long()
-    through = valid.cumsum(-1)
-    past = through - valid
-    future = through[..., -1:] - past
+    own = torch.ones(shape[-1], dtype=torch.bool, device=op.device) if op.valid is None else op.valid
+    past = own.long().cumsum(-1) - own.long()
+    future = own.sum(-1, keepdim=True) - past
     return torch.minimum(torch.minimum(past, future), op.state_size.to(op.device)).expand(shape).contiguous()
 
 
-def utilisation(op: Any, profile: Tensor, *, against: Literal["state_size", "ceiling"] = "state_size") -> Tensor:
-    """How much of what could be carried is carried: ``Σ ESS_i / Σ TSS_i`` over ``i >= 1``, or over the ceiling.
+def utilisation(
+    op: Any, profile: Tensor, *, against: Literal["state_size", "ceiling"] = "state_size"
+) -> Tensor:
+    """How much of what could be carried is carried: ``Σ ESS_i / Σ TSS_i`` over ``i >= 1``, a ratio of sums.
 
     Parameters
     ----------
@@ -52,7 +53,8 @@ def utilisation(op: Any, profile: Tensor, *, against: Literal["state_size", "cei
     profile : Tensor, ``(..., L)``
         Its effective state-size at all positions, as :func:`ess` returns it.
     against : {"state_size", "ceiling"}
-        TSS, as the paper has it, or the ceiling. By shape alone full attention cannot exceed about 0.5 against TSS.
+        TSS, as the paper has it, or the ceiling. By its shape alone, full attention cannot go far beyond 0.5
+        against TSS.
 
     Returns
     -------
@@ -72,8 +74,10 @@ def utilisation(op: Any, profile: Tensor, *, against: Literal["state_size", "cei
         raise ValueError(f"against must be 'state_size' or 'ceiling', but is {against!r}.")
     if profile.shape != op.shape[:-1]:
         raise ValueError(
-            f"profile must hold all positions, shape {tuple(op.shape[:-1])}, but its shape is {tuple(profile.shape)}."
+            f"profile must hold all positions, (..., L) = {tuple(op.shape[:-1])}, but its shape is "
+            f"{tuple(profile.shape)}."
         )
     limit = ceiling(op) if against == "ceiling" else op.state_size.expand(op.shape[:-1])
-    total = limit[..., 1:].sum(dim=-1).to(profile)
-    return profile[..., 1:].sum(dim=-1) / total.where(total > 0, 1.0)
+    possible = limit[..., 1:].sum(dim=-1).to(profile)
+    used: Tensor = profile[..., 1:].sum(dim=-1)
+    return used / possible.where(possible > 0, 1.0)

@@ -12,23 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ess_widgets.metrics._checks import Kind, as_operator, check_kind, check_tol, position_list
-from ess_widgets.metrics._svd import one_thread, singular_values, working_dtype
+from ess_widgets.metrics._checks import Kind, as_operator, check_chunk, check_kind, check_tol, position_list
+from ess_widgets.metrics._svd import materialise, one_thread, singular_values, working_dtype
 from ess_widgets.operators import Dense, Operator
 from ess_widgets.operators.checks import check_finite_causal
 
 __all__ = ["ess", "from_spectrum", "spectra", "spectrum", "vectors"]
 
-# Seconds of work after which ``spectra`` hands out what it has, so that its caller can stop or do something else.
+# Seconds of work after which ``spectra`` hands out what it has, so that its caller can stop.
 _PAUSE = 0.03
+# Entries of T that ``spectrum`` and ``ess`` materialise at once where they can: 256 MB in float32.
+_ENTRIES = 2**26
 
 
 def spectra(op: Any, positions: Any = None, *, chunk: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Singular values of ``H_i = T[i:, :i]``, a few positions at a time.
+    """Singular values of ``H_i = T[i:, :i]``, a few positions at a time, so that a caller can stop early.
 
     Parameters
     ----------
     op : Operator, Tensor or ndarray, ``(..., L, L)``
+        Materialised as a whole. A step covers all of its leading dimensions: index it for shorter steps.
     positions : sequence of int, optional
         Which ``i``, in this order; all by default.
     chunk : int, optional
@@ -38,37 +41,71 @@ def spectra(op: Any, positions: Any = None, *, chunk: int | None = None) -> Iter
     ------
     positions : int64 Tensor, ``(p,)``, on the CPU
     sigma : Tensor, ``(..., p, K)``
-        Descending, padded with zeros, where ``K`` is the largest ``min(i, L - i)`` of all positions asked for.
+        Descending, padded with zeros to ``K``, the largest ``min(i, L - i)`` of all positions asked for.
         float64 (float32 on MPS), on the operator's device.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`spectrum` does, when it is called, not at the first step.
+
+    Examples
+    --------
+    >>> import torch
+    >>> for at, sigma in spectra(torch.ones(5, 5).tril(), positions=[1, 2, 3], chunk=2):
+    ...     print(at.tolist(), tuple(sigma.shape))
+    [1, 2] (2, 2)
+    [3] (1, 2)
     """
     op = as_operator(op)
     wanted = position_list(positions, op.shape[-1])
-    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"chunk must be a positive integer, but is {chunk!r}.")
-    return _spectra(_materialise(op), wanted, chunk)
+    check_chunk(chunk)
+    return _steps(_checked_matrix(op), wanted, chunk, op.device)
 
 
-def _spectra(T: Tensor, wanted: list[int], chunk: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _steps(
+    T: Tensor, wanted: list[int], chunk: int | None, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     lead, L = T.shape[:-2], T.shape[-1]
-    K = max((min(i, L - i) for i in wanted), default=0)
+    K = _width(wanted, L)
     flat = T.reshape(-1, L, L)
     start = 0
     while start < len(wanted):
-        began, rows, at = time.monotonic(), [], start
+        rows: list[Tensor] = []
+        began = time.monotonic()
         with one_thread(T.device):
-            while at < len(wanted):
-                rows.append(_spectrum_at(flat, wanted[at], K))
-                at += 1
-                if at - start == chunk if chunk is not None else time.monotonic() - began > _PAUSE:
+            for i in wanted[start : start + chunk if chunk else None]:
+                sigma = singular_values(flat[:, i:, :i])
+                rows.append(torch.nn.functional.pad(sigma, (0, K - sigma.shape[-1])))
+                if chunk is None and time.monotonic() - began > _PAUSE:
                     break
-        yield torch.tensor(wanted[start:at]), torch.stack(rows, dim=1).reshape(*lead, at - start, K)
-        start = at
+        stop = start + len(rows)
+        sigmas = torch.stack(rows, dim=1).reshape(*lead, len(rows), K)
+        yield torch.tensor(wanted[start:stop]), sigmas.to(device)
+        start = stop
 
 
-def _spectrum_at(T: Tensor, i: int, K: int) -> Tensor:
-    H = T[:, i:, :i].to(working_dtype(T.device))
-    sigma = singular_values(H)
-    return torch.nn.functional.pad(sigma, (0, K - sigma.shape[-1]))
+def _width(wanted: list[int], L: int) -> int:
+    return max((min(i, L - i) for i in wanted), default=0)
+
+
+def _checked_matrix(op: Operator) -> Tensor:
+    T = materialise(op)
+    # Dense has been checked when it was made.
+    return T if isinstance(op, Dense) else check_finite_causal(T)
+
+
+def _parts(op: Operator) -> Iterator[tuple[slice, Operator]]:
+    """Parts that fit in memory, with the flattened leading entries they cover."""
+    lead, L = op.shape[:-2], op.shape[-1]
+    count = lead.numel()
+    size = max(1, _ENTRIES // L**2)
+    if not op.splittable or count <= size:
+        yield slice(0, count), op
+        return
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        yield slice(start, stop), op[torch.unravel_index(torch.arange(start, stop, device=op.device), lead)]
 
 
 def spectrum(op: Any, positions: Any = None) -> Tensor:
@@ -83,8 +120,8 @@ def spectrum(op: Any, positions: Any = None) -> Tensor:
     Returns
     -------
     Tensor, ``(..., P, K)``
-        Descending, padded with zeros to ``K``, the largest ``min(i, L - i)`` of the positions asked for (``L // 2``
-        for all). float64 (float32 on MPS), on the operator's device.
+        Descending, padded with zeros to ``K``, the largest ``min(i, L - i)`` of the positions asked for
+        (``L // 2`` for all). float64 (float32 on MPS), on the operator's device.
 
     Raises
     ------
@@ -101,7 +138,16 @@ def spectrum(op: Any, positions: Any = None) -> Tensor:
     >>> spectrum(torch.ones(4, 4).tril(), positions=[1, 2])[:, 0]
     tensor([1.7321, 2.0000], dtype=torch.float64)
     """
-    return torch.cat([sigma for _, sigma in spectra(op, positions)], dim=-2)
+    op = as_operator(op)
+    wanted = position_list(positions, op.shape[-1])
+    lead, K = op.shape[:-2], _width(wanted, op.shape[-1])
+    out = torch.empty(lead.numel(), len(wanted), K, dtype=working_dtype(op.device), device=op.device)
+    for rows, part in _parts(op):
+        done = 0
+        for at, sigma in spectra(part, wanted):
+            out[rows, done : done + len(at)] = sigma.reshape(-1, len(at), K)
+            done += len(at)
+    return out.reshape(*lead, len(wanted), K)
 
 
 def ess(
@@ -114,7 +160,7 @@ def ess(
     op : Operator, Tensor or ndarray, ``(..., L, L)``
     kind : {"entropy", "tolerance"}
         ``"tolerance"`` counts the singular values of ``H_i = T[i:, :i]`` above ``tol``; ``"entropy"`` is
-        ``exp(-Σ p log p)`` with ``p = σ / Σσ``, which is blind to scale (Roy & Vetterli 2007).
+        ``exp(-Σ p log p)`` with ``p = σ / Σσ``, Roy and Vetterli's effective rank, which is blind to scale.
     tol : float
         The tolerance; does not enter the entropy.
     relative : bool
@@ -136,7 +182,8 @@ def ess(
 
     References
     ----------
-    Parnichkun et al., *Quantifying Memory Utilization with Effective State-Size*, ICML 2025, arXiv:2504.19561.
+    Parnichkun et al., "Quantifying Memory Utilization with Effective State-Size", ICML 2025,
+    arXiv:2504.19561.
 
     Examples
     --------
@@ -148,8 +195,16 @@ def ess(
     """
     check_kind(kind)
     tol = check_tol(tol)
-    parts = [from_spectrum(sigma, kind, tol, relative) for _, sigma in spectra(op, positions)]
-    return torch.cat(parts, dim=-1)
+    op = as_operator(op)
+    wanted = position_list(positions, op.shape[-1])
+    lead = op.shape[:-2]
+    out = torch.empty(lead.numel(), len(wanted), dtype=working_dtype(op.device), device=op.device)
+    for rows, part in _parts(op):
+        done = 0
+        for at, sigma in spectra(part, wanted):
+            out[rows, done : done + len(at)] = from_spectrum(sigma, kind, tol, relative).reshape(-1, len(at))
+            done += len(at)
+    return out.reshape(*lead, len(wanted))
 
 
 def from_spectrum(sigma: Tensor, kind: Kind = "entropy", tol: float = 1e-3, relative: bool = False) -> Tensor:
@@ -178,13 +233,20 @@ def from_spectrum(sigma: Tensor, kind: Kind = "entropy", tol: float = 1e-3, rela
     tol = check_tol(tol)
     if sigma.shape[-1] == 0:
         return sigma.new_zeros(sigma.shape[:-1])
-    largest = sigma[..., :1]
+    if not bool(torch.isfinite(sigma).all()):
+        raise ValueError(
+            "singular values overflowed: scale the operator down, entries this large cannot be told apart."
+        )
+    largest = sigma.amax(dim=-1, keepdim=True)
     if kind == "tolerance":
-        return (sigma > (tol * largest if relative else tol)).sum(dim=-1).to(sigma.dtype)
-    # In units of the largest, so that neither huge nor tiny values overflow on the way.
+        count: Tensor = (sigma > (tol * largest if relative else tol)).sum(dim=-1)
+        return count.to(sigma.dtype)
+    # In units of the largest, so that neither huge nor tiny values leave the range of the dtype on the way.
     p = sigma / largest.where(largest > 0, 1.0)
     p = p / p.sum(dim=-1, keepdim=True).clamp_min(1.0)
-    return torch.special.entr(p).sum(dim=-1).exp().where(largest[..., 0] > 0, 0.0)
+    entropy = torch.special.entr(p).sum(dim=-1)
+    effective: Tensor = entropy.exp().where(largest.squeeze(-1) > 0, 0.0)
+    return effective
 
 
 def vectors(op: Any, position: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,8 +265,8 @@ def vectors(op: Any, position: int) -> tuple[Tensor, Tensor, Tensor]:
     sigma : Tensor, ``(..., K)``
         Singular values, descending, ``K = min(i, L - i)``.
     Vh : Tensor, ``(..., K, i)``
-        Right singular vectors: row ``k`` says which past inputs, weighted how, it is made of. Signs are chosen so
-        that its largest weight is positive.
+        Right singular vectors: row ``k`` says which past inputs, weighted how, direction ``k`` is made of.
+        Signs are such that its largest weight is positive. All three in float64 (float32 on MPS).
 
     Examples
     --------
@@ -215,17 +277,12 @@ def vectors(op: Any, position: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     op = as_operator(op)
     (i,) = position_list([position], op.shape[-1])
-    H = _materialise(op)[..., i:, :i]
+    H = _checked_matrix(op)[..., i:, :i]
     H = H.to(working_dtype(H.device))
-    with one_thread(H.device), torch.no_grad():
+    with one_thread(H.device):
         U, sigma, Vh = torch.linalg.svd(H, full_matrices=False)
     if sigma.shape[-1]:
         peak = Vh.gather(-1, Vh.abs().argmax(dim=-1, keepdim=True))
         sign = torch.where(peak < 0, -1.0, 1.0).to(Vh.dtype)
         U, Vh = U * sign.mT, Vh * sign
     return U, sigma, Vh
-
-
-def _materialise(op: Operator) -> Tensor:
-    T = op.matrix().detach()
-    return T if isinstance(op, Dense) else check_finite_causal(T)

@@ -25,7 +25,7 @@ class Shared:
 
     @classmethod
     def broadcast(cls, value: Tensor, lead: torch.Size, inner: int) -> Shared:
-        """Take a tensor that broadcasts to ``lead`` followed by its last ``inner`` dimensions, without copying."""
+        """Take a tensor that broadcasts to ``lead`` and its last ``inner`` dimensions, without copying."""
         outer = value.ndim - inner
         index = []
         for dim in reversed(range(outer)):
@@ -56,15 +56,13 @@ class Shared:
     @staticmethod
     def map_pairs(a: Shared, b: Shared, f: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """``f`` of every distinct pair of items, one result per leading entry."""
-        parts = torch.broadcast_tensors(*a.index, *b.index) if a.index or b.index else ()
-        if not parts:
+        index = (*a.index, *b.index)
+        if not index:
             return f(a.items, b.items)
-        lead = parts[0].shape
-        table = torch.stack([part.reshape(-1) for part in parts])
-        pairs, which = table.unique(dim=1, return_inverse=True)
-        split = len(a.index)
-        results = f(
-            a.items[tuple(pairs[:split])] if split else a.items,
-            b.items[tuple(pairs[split:])] if b.index else b.items,
-        )
+        lead = index[0].shape
+        table = torch.stack([part.reshape(-1) for part in index])
+        # One row per distinct pair, and for each leading entry the row it uses.
+        pairs, which = torch.unique(table, dim=1, return_inverse=True)
+        first, second = tuple(pairs[: len(a.index)]), tuple(pairs[len(a.index) :])
+        results = f(Shared(a.items, first).gather(), Shared(b.items, second).gather())
         return results[which].reshape(*lead, *results.shape[1:])

@@ -39,7 +39,7 @@ def count_from_last_reader(last: Tensor) -> Tensor:
 
 
 def given_state_size(value: Any, shape: torch.Size, valid: Tensor | None, device: torch.device) -> Tensor:
-    """What the user gave as ``state_size``: None (full causal reading), an int, or a tensor ``(L,)``, ``(..., L)``."""
+    """TSS from what a user gives: None (full causal reading), an int, or a tensor ``(L,)``, ``(..., L)``."""
     L = shape[-1]
     if valid is None:
         available = torch.arange(L, device=device)
@@ -53,7 +53,9 @@ def given_state_size(value: Any, shape: torch.Size, valid: Tensor | None, device
         return available.clamp(max=value)
     size = as_tensor(value, "state_size").to(device)
     if size.dtype is torch.bool or size.is_floating_point() or size.is_complex():
-        raise TypeError(f"state_size must hold integers (a count of stored numbers), but its dtype is {size.dtype}.")
+        raise TypeError(
+            f"state_size counts stored numbers and must hold integers, but its dtype is {size.dtype}."
+        )
     if bool((size < 0).any()):
         raise ValueError("state_size must not be negative.")
     lead = torch.Size([*shape[:-2], L])
@@ -61,7 +63,7 @@ def given_state_size(value: Any, shape: torch.Size, valid: Tensor | None, device
         size.expand(lead)
     except RuntimeError:
         raise ValueError(
-            f"state_size of shape {tuple(size.shape)} fits neither (L,) = ({L},) nor (..., L) = {tuple(lead)}."
+            f"state_size of shape {tuple(size.shape)} fits neither (L,) nor (..., L) = {tuple(lead)}."
         ) from None
     size = size.long()
     return size.expand(L) if size.ndim <= 1 else size.expand(lead)

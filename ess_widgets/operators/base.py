@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,12 @@ class Operator(ABC):
     valid : Tensor or None
         Boolean, broadcastable to ``(..., L)``: the positions that are a sample's own tokens. Rows and
         columns of ``matrix()`` outside of them (padding) are zero. ``None`` when all positions are.
+    splittable : bool
+        Whether ``op[a:b].matrix()`` costs less than ``op.matrix()``, so that it pays to work part by part.
     """
 
     valid: Tensor | None = None
+    splittable: ClassVar[bool] = False
 
     @abstractmethod
     def matrix(self) -> Tensor:
@@ -35,7 +38,7 @@ class Operator(ABC):
     @property
     @abstractmethod
     def state_size(self) -> Tensor:
-        """TSS, the state-size that the architecture provides: ``(L,)``, or ``(..., L)`` where samples differ."""
+        """TSS, the state-size the architecture provides: ``(L,)``, or ``(..., L)`` where samples differ."""
 
     @property
     @abstractmethod
@@ -58,4 +61,6 @@ class Operator(ABC):
     def __repr__(self) -> str:
         padded = ", padded" if self.valid is not None else ""
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={dtype}, device={self.device}{padded})"
+        return (
+            f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={dtype}, device={self.device}{padded})"
+        )

@@ -1,4 +1,4 @@
-"""Checks that every operator shares: what counts as a matrix, a causal one, a mask of valid tokens, an index."""
+"""Checks that operators share: on tensors, causality, masks of valid tokens, and indices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def as_tensor(value: Any, name: str) -> Tensor:
     """Take a tensor or a numeric numpy array as a tensor, sharing memory where that is safe."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biufc" or value.dtype.itemsize > (16 if value.dtype.kind == "c" else 8):
-            raise TypeError(f"{name} must hold numbers that torch knows, but its numpy dtype is {value.dtype}.")
+            raise TypeError(
+                f"{name} must hold numbers of at most 64 bits, but its numpy dtype is {value.dtype}."
+            )
         array = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
         value = torch.from_numpy(array if array.flags.writeable else array.copy())
     if not isinstance(value, Tensor):
@@ -44,8 +46,8 @@ def require_float(value: Tensor, name: str) -> Tensor:
         )
     if value.is_floating_point():
         raise ValueError(
-            f"{name} is {value.dtype}: rounding an operator to half precision creates hundreds of spurious singular "
-            "values. Compute it in float32 or float64, from upcast queries, keys or gates; "
+            f"{name} is {value.dtype}: an operator rounded to half precision has hundreds of spurious singular "
+            "values. Compute it in float32 or float64, from queries, keys or gates that were cast up first; "
             "casting the finished matrix up does not bring the digits back."
         )
     return value.to(torch.float32)
@@ -60,8 +62,8 @@ def check_finite_causal(T: Tensor, name: str = "T") -> Tensor:
         bad = ~torch.isfinite(T)
         where = _first(bad)
         raise ValueError(
-            f"{name} is not finite: {int(bad.sum())} of {T.numel()} entries are NaN or infinite, "
-            f"the first at {name}{list(where)} = {T[where].item()}. Check the inputs and the scale that it was made from."
+            f"{name} is not finite: {int(bad.sum())} of {T.numel()} entries are NaN or infinite, the first "
+            f"is {name}{list(where)} = {T[where].item()}. Check the inputs and the scale that it was made from."
         )
     above = T.triu(1)
     if not bool(above.any()):
@@ -73,9 +75,9 @@ def check_finite_causal(T: Tensor, name: str = "T") -> Tensor:
     if excess[worst] > 0:
         where = tuple(int(i) for i in worst)
         raise ValueError(
-            f"{name} is not causal: {name}{list(where)} = {T[where].item():.6g} lets output {where[-2]} read the later "
-            f"input {where[-1]}. Effective state-size needs a lower triangular operator, rows being outputs: "
-            f"apply the causal mask, or transpose if rows are inputs."
+            f"{name} is not causal: {name}{list(where)} = {T[where].item():.6g} lets output {where[-2]} read "
+            f"the later input {where[-1]}. Effective state-size needs a lower triangular operator, rows being "
+            "outputs: apply the causal mask, or transpose if rows are inputs."
         )
     return T.tril()
 
@@ -86,15 +88,21 @@ def broadcast_valid(valid: Any, shape: torch.Size, device: torch.device) -> Tens
         return None
     valid = as_tensor(valid, "valid")
     if valid.dtype is not torch.bool:
-        raise TypeError(f"valid must be boolean (True for a sample's own tokens), but is {valid.dtype}; use valid.bool().")
+        raise TypeError(
+            "valid must be boolean (True for a sample's own tokens), "
+            f"but its dtype is {valid.dtype}; use valid.bool()."
+        )
     try:
-        return valid.to(device).expand(shape)
+        expanded: Tensor = valid.to(device).expand(shape)
     except RuntimeError:
-        raise ValueError(f"valid of shape {tuple(valid.shape)} does not broadcast to (..., L) = {tuple(shape)}.") from None
+        raise ValueError(
+            f"valid of shape {tuple(valid.shape)} does not broadcast to (..., L) = {tuple(shape)}."
+        ) from None
+    return expanded
 
 
 def leading_index(index: Any, leading: int) -> tuple[Any, ...]:
-    """Write ``index`` out over all ``leading`` dimensions, so that it means the same for whatever follows them."""
+    """Write ``index`` out over all ``leading`` dimensions: then it means the same whatever follows them."""
     entries = list(index) if isinstance(index, tuple) else [index]
     ellipses = [n for n, entry in enumerate(entries) if entry is Ellipsis]
     if len(ellipses) > 1:
@@ -114,9 +122,9 @@ def _width(entry: Any) -> int:
     """How many dimensions one entry of an index consumes."""
     if entry is None or entry is Ellipsis:
         return 0
-    if isinstance(entry, bool) or (isinstance(entry, Tensor | np.ndarray) and str(entry.dtype).endswith("bool")):
-        return int(np.ndim(entry)) if not isinstance(entry, Tensor) else entry.ndim
-    return 1
+    if isinstance(entry, Tensor | np.ndarray) and entry.dtype in (torch.bool, np.bool_):
+        return entry.ndim
+    return 0 if isinstance(entry, bool) else 1
 
 
 def _first(flags: Tensor) -> tuple[int, ...]:

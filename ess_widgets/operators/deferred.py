@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ess_widgets.operators.checks import broadcast_valid, leading_index
 from ess_widgets.operators._state_size import given_state_size
 from ess_widgets.operators.base import Operator
+from ess_widgets.operators.checks import broadcast_valid, leading_index
 
 __all__ = ["Deferred"]
 
@@ -22,7 +23,7 @@ class Deferred(Operator):
     ----------
     build : callable
         Takes nothing and returns ``T``, ``(..., L, L)``, of the given shape, dtype and device.
-        Called once per ``matrix()``: index after ``matrix()`` rather than before, where several heads are wanted.
+        Called once per ``matrix()``, whatever the index: for several heads, call it once and index the result.
     shape, dtype, device
         Those of what ``build`` returns; dtype is float32 or float64.
     state_size : int, integer Tensor or callable, optional
@@ -33,7 +34,8 @@ class Deferred(Operator):
     Examples
     --------
     >>> import torch
-    >>> op = Deferred(lambda: torch.ones(2, 3, 4, 4).tril(), shape=(2, 3, 4, 4), dtype=torch.float32, device="cpu")
+    >>> ones = torch.ones(2, 3, 4, 4)
+    >>> op = Deferred(lambda: ones.tril(), shape=(2, 3, 4, 4), dtype=torch.float32, device="cpu")
     >>> op[0, 1].matrix().shape
     torch.Size([4, 4])
     """
@@ -59,6 +61,7 @@ class Deferred(Operator):
         self._state_size = state_size
         self._full_valid = broadcast_valid(valid, self._full_shape[:-1], self._device)
         self._indices: tuple[tuple[Any, ...], ...] = ()
+        self._lead = self._full_shape[:-2]
         self.valid = self._full_valid
 
     def matrix(self) -> Tensor:
@@ -75,28 +78,20 @@ class Deferred(Operator):
                 f"build returned {T.dtype} of shape {tuple(T.shape)}, "
                 f"but {self._dtype} of shape {tuple(self._full_shape)} was announced."
             )
-        for where in self._indices:
-            T = T[where]
-        T = T.to(self._device)
+        T = self._indexed(T).to(self._device)
         if self.valid is not None:
             T = T.masked_fill(~(self.valid.unsqueeze(-1) & self.valid.unsqueeze(-2)), 0.0)
         return T
 
     @property
     def shape(self) -> torch.Size:
-        lead = torch.zeros(()).expand(self._full_shape[:-2])
-        for where in self._indices:
-            lead = lead[where]
-        return torch.Size([*lead.shape, *self._full_shape[-2:]])
+        return torch.Size([*self._lead, *self._full_shape[-2:]])
 
     @property
     def state_size(self) -> Tensor:
         given = self._state_size() if callable(self._state_size) else self._state_size
         size = given_state_size(given, self._full_shape, self._full_valid, self._device)
-        if size.ndim > 1:
-            for where in self._indices:
-                size = size[where]
-        return size
+        return self._indexed(size) if size.ndim > 1 else size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,23 +102,22 @@ class Deferred(Operator):
         return self._device
 
     def to(self, device: torch.device | str) -> Deferred:
-        return self._derived(torch.device(device), self._indices)
+        op = copy.copy(self)
+        op._device = torch.device(device)
+        op._full_valid = None if self._full_valid is None else self._full_valid.to(device)
+        op.valid = None if self.valid is None else self.valid.to(device)
+        return op
 
     def __getitem__(self, index: Any) -> Deferred:
-        where = leading_index(index, len(self.shape) - 2)
-        return self._derived(self._device, (*self._indices, where))
-
-    def _derived(self, device: torch.device, indices: tuple[tuple[Any, ...], ...]) -> Deferred:
-        op = Deferred(
-            self._build,
-            shape=self._full_shape,
-            dtype=self._dtype,
-            device=device,
-            state_size=self._state_size,
-            valid=self._full_valid,
-        )
-        op._indices = indices
-        for where in indices:
-            if op.valid is not None:
-                op.valid = op.valid[where]
+        where = leading_index(index, len(self._lead))
+        op = copy.copy(self)
+        # A tensor without storage of its own tells the new shape, and whether the index is in range, at once.
+        op._lead = torch.zeros(()).expand(self._lead)[where].shape
+        op._indices = (*self._indices, where)
+        op.valid = None if self.valid is None else self.valid[where]
         return op
+
+    def _indexed(self, value: Tensor) -> Tensor:
+        for where in self._indices:
+            value = value[where]
+        return value

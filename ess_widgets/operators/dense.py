@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ess_widgets.operators._state_size import given_state_size
+from ess_widgets.operators.base import Operator
 from ess_widgets.operators.checks import (
     as_tensor,
     broadcast_valid,
@@ -14,8 +16,6 @@ from ess_widgets.operators.checks import (
     leading_index,
     require_float,
 )
-from ess_widgets.operators._state_size import given_state_size
-from ess_widgets.operators.base import Operator
 
 __all__ = ["Dense"]
 
@@ -54,9 +54,9 @@ class Dense(Operator):
     def __init__(self, T: Any, *, state_size: Any = None, valid: Any = None) -> None:
         T = as_tensor(T, "T")
         if T.ndim < 2 or T.shape[-1] != T.shape[-2]:
-            raise ValueError(f"T must be square in its last two dimensions, (..., L, L), but its shape is {tuple(T.shape)}.")
+            raise ValueError(f"T must be square, (..., L, L), but its shape is {tuple(T.shape)}.")
         if 0 in T.shape:
-            raise ValueError(f"T is empty: its shape is {tuple(T.shape)}; at least one position and one matrix are needed.")
+            raise ValueError(f"T is empty, its shape is {tuple(T.shape)}: at least one position is needed.")
         T = require_float(T, "T")
         self.valid = broadcast_valid(valid, T.shape[:-1], T.device)
         if self.valid is not None:
