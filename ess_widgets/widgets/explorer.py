@@ -18,6 +18,7 @@ from .grid import Grid
 from .measured import Measured
 from .selection import Extent, Selection
 from .source import FixedInputs, Text
+from .threads import use_threads
 from .tokens import indexed
 from .view import View
 from .wire import operator_data, profile_data, spectrum_data, vector_message
@@ -137,6 +138,7 @@ class Explorer(View, Measured):
         self._sent_at: dict[str, float] = {}
         self._seconds = 0.0
         self._started = 0.0
+        self._threads = torch.get_num_threads()
         self._worker: Worker | None = None
         super().__init__(text=text, title=_title(model), **traits)
         self.on_msg(self._on_message)
@@ -280,6 +282,7 @@ class Explorer(View, Measured):
         def superseded() -> bool:
             return self._wanted != wanted or self._worker is None or self._worker.closed
 
+        use_threads(self._threads, self._threads)
         try:
             call = self._source.call(self._model, self.text)
             captured = run(
@@ -288,6 +291,9 @@ class Explorer(View, Measured):
             analysis = Analysis(captured, self._sample)
         except Cancelled:
             return
+        finally:
+            # The matrices to come are small: more threads only wait for each other.
+            use_threads(1, self._threads)
         self._arrived = analysis, call.tokens, time.perf_counter() - self._started
 
     def _show_arrived(self, analysis: Analysis, tokens: dict[str, Any] | None, seconds: float) -> bool:
@@ -399,14 +405,14 @@ class Explorer(View, Measured):
         heads = sum(analysis.heads.values())
         if progress is None:
             took = time.perf_counter() - self._started
-            status = _status("ready", f"Up to date · model {self._seconds:.2f} s · {heads} heads {took:.1f} s")
+            status = _status(
+                "ready", f"Up to date · model {self._seconds:.2f} s · {heads} heads {took:.1f} s"
+            )
         else:
             status = _status("computing", f"{int(progress * heads)} of {heads} heads", progress)
         if self._error is not None:
             status = self.status
-        self._publish(
-            grid_data=grid.data(self.measure.data()), layers=analysis.layer_data(), status=status
-        )
+        self._publish(grid_data=grid.data(self.measure.data()), layers=analysis.layer_data(), status=status)
 
     def _answer(self, analysis: Analysis) -> None:
         """Singular vectors of ``H_position``: what each singular value carries."""
@@ -431,7 +437,9 @@ class Explorer(View, Measured):
         self._arrived = None
         self._error = error
         text = str(error).strip()
-        self._say("error", text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}")
+        self._say(
+            "error", text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+        )
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -43,7 +43,9 @@ class Text:
         length = len(encoded.ids)
         allowed = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         if isinstance(allowed, int) and length > allowed:
-            raise ValueError(f"The text has {length:,} tokens; this model takes at most {allowed:,}. Shorten it.")
+            raise ValueError(
+                f"The text has {length:,} tokens; this model takes at most {allowed:,}. Shorten it."
+            )
         if length > self.max_tokens:
             raise ValueError(
                 f"The text has {length:,} tokens; the explorer's limit is {self.max_tokens:,}. "

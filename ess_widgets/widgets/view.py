@@ -39,7 +39,6 @@ class View(AnyWidget):  # type: ignore[misc]
             raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}.")
         super().__init__(selection=Selection() if selection is None else selection, **traits)
 
-
     def _publish(self, **values: Any) -> None:
         """Set several traits and send them in one message, so that no browser sees half of them."""
         self._publishing.now = True

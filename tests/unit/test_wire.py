@@ -1,0 +1,57 @@
+"""What travels to the browser is what was computed."""
+
+import numpy as np
+import pytest
+import torch
+
+from ess_widgets.operators import Dense
+from ess_widgets.widgets.grid import Grid
+from ess_widgets.widgets.wire import operator_data, thumbnail, vector_message
+
+
+def unpack(data: bytes, *shape: int) -> np.ndarray:
+    return np.frombuffer(data, "<f4").reshape(shape)
+
+
+def test_a_small_operator_is_sent_whole():
+    T = torch.randn(5, 5).tril()
+    data = operator_data(T, "layer", 2)
+    assert (data["length"], data["side"], data["layer"], data["head"]) == (5, 5, "layer", 2)
+    np.testing.assert_array_equal(unpack(data["matrix"], 5, 5), T.numpy())
+
+
+@pytest.mark.parametrize(("length", "side"), [(7, 3), (512, 512), (513, 512), (1000, 300)])
+def test_a_large_operator_keeps_the_largest_entry_of_each_block(length, side):
+    T = torch.randn(length, length).tril()
+    cells = thumbnail(T, side)
+    block = -(-length // side)
+    assert cells.shape[0] <= side
+    for row, column in [(0, 0), (cells.shape[0] - 1, cells.shape[0] - 1), (cells.shape[0] - 1, 0)]:
+        part = T[row * block : (row + 1) * block, column * block : (column + 1) * block]
+        assert cells[row, column].abs() == part.abs().max()
+        assert cells[row, column] in part
+
+
+def test_vectors_rebuild_the_block():
+    T = torch.randn(9, 9).tril()
+    content, (past, future) = vector_message(Dense(T), "layer", 0, 4)
+    H = T[4:, :4].double()
+    right = torch.from_numpy(unpack(past, content["count"], 4).copy()).double()
+    left = torch.from_numpy(unpack(future, content["count"], 5).copy()).double()
+    rebuilt = left.T @ torch.diag(torch.linalg.svdvals(H)) @ right
+    torch.testing.assert_close(rebuilt, H, atol=1e-5, rtol=1e-5)
+
+
+def test_the_grid_keeps_older_numbers_but_calls_them_stale():
+    grid = Grid({"a": 2, "b": 1})
+    limits = np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 1.0])
+    grid.fill("a", 1, "first", np.array([0.0, 1.0, 1.0]), *limits)
+    data = grid.data({})
+    np.testing.assert_allclose(unpack(data["ess"], 2, 2), [[np.nan, 2 / 3], [np.nan, np.nan]])
+    np.testing.assert_allclose(unpack(data["state_size"], 2, 2)[0, 1], 2 / 3)
+    np.testing.assert_allclose(unpack(data["ceiling"], 2, 2)[0, 1], 1)
+    assert unpack(data["fresh"], 2, 2)[0, 1] == 1
+    grid.expire()
+    data = grid.data({})
+    assert unpack(data["fresh"], 2, 2)[0, 1] == 0 and not np.isnan(unpack(data["ess"], 2, 2)[0, 1])
+    assert grid.is_fresh("a", 1, "first") and not grid.is_fresh("a", 1, "second")
