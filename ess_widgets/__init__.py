@@ -1,6 +1,70 @@
-"""See what a sequence model remembers."""
+"""See what a sequence model remembers: its operators, their effective state-size, and linked views of both.
+
+torch is the one heavy import made here; the views and what they bring along load when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from ess_widgets import operators
 from ess_widgets.metrics import ceiling, ess, spectrum
 
-__all__ = ["ceiling", "ess", "operators", "spectrum"]
+if TYPE_CHECKING:
+    from ess_widgets.capture import Capture, LayerCapture, capture
+    from ess_widgets.widgets import (
+        Explorer,
+        LayerGridView,
+        OperatorView,
+        ProfileView,
+        Selection,
+        SpectrumView,
+        TokenView,
+        explore,
+    )
+
+    __version__: str
+
+__all__ = [
+    "Capture",
+    "Explorer",
+    "LayerCapture",
+    "LayerGridView",
+    "OperatorView",
+    "ProfileView",
+    "Selection",
+    "SpectrumView",
+    "TokenView",
+    "__version__",
+    "capture",
+    "ceiling",
+    "ess",
+    "explore",
+    "operators",
+    "spectrum",
+]
+
+_CAPTURE = ("Capture", "LayerCapture", "capture")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("ess-widgets")
+    elif name in _CAPTURE:
+        from ess_widgets import capture as package
+
+        value = getattr(package, name)
+    elif name in __all__:
+        from ess_widgets import widgets
+
+        value = getattr(widgets, name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

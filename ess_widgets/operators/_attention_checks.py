@@ -22,8 +22,8 @@ __all__ = [
     "floating",
 ]
 
-# Additive entries at or below this mean "may not read": -inf, the finfo(...).min of any dtype, and the -1e4 and
-# -1e9 written by hand. exp(-1e4) is 0 in float64 too, so only rows that may read nothing at all are affected.
+# Additive entries at or below this mean "may not read": -inf, finfo(...).min of any dtype, the -1e4 and -1e9
+# written by hand. exp(-1e4) is 0 in float64 too, so only rows that may read nothing at all are affected.
 BLOCKED = -1e4
 
 
@@ -63,8 +63,8 @@ def check_shapes(q: Tensor, k: Tensor) -> None:
     if q.shape[-2] != k.shape[-2]:
         raise ValueError(
             f"q and k must cover the same positions, but {shapes}. Effective state-size needs the square "
-            "operator: run the full sequence in one forward pass, without a key-value cache (use_cache=False); "
-            "cross-attention has none."
+            "operator: run the full sequence in one forward pass, without a key-value cache "
+            "(use_cache=False); cross-attention has none."
         )
     if q.ndim > 2 and (q.shape[:-3] != k.shape[:-3] or q.shape[-3] % k.shape[-3]):
         raise ValueError(
@@ -122,8 +122,8 @@ def check_mask_causal(mask: Shared | None, L: int) -> None:
         first = tuple(future.nonzero()[0].tolist())
         raise ValueError(
             f"mask is not causal: its entry [..., {first[-2]}, {first[-1]}] is {mask.items[first].item()}, "
-            f"which lets output {first[-2]} read the later input {first[-1]}. Pass is_causal=True beside a mask "
-            "that only marks padding or documents; an encoder has no effective state-size."
+            f"which lets output {first[-2]} read the later input {first[-1]}. Pass is_causal=True beside a "
+            "mask that only marks padding or documents; an encoder has no effective state-size."
         )
 
 

@@ -65,9 +65,9 @@ def softmax_attention(
     -------
     SoftmaxAttention
         Leading dimensions are those of ``q``. It refers to ``q``, ``k`` and ``mask`` and forms nothing larger
-        before ``matrix()``, which computes in float64 where ``q`` or ``k`` are, else in float32: half-precision
-        ``q`` and ``k`` are cast up first. A row that may read nothing is zero. TSS counts the past inputs that
-        an output at or after the position may read.
+        before ``matrix()``, which computes in float64 where ``q`` or ``k`` are, else in float32: ``q`` and
+        ``k`` in half precision are cast up first. A row that may read nothing is zero. TSS counts the past
+        inputs that an output at or after the position may read.
 
     Raises
     ------

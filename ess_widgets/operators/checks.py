@@ -46,9 +46,9 @@ def require_float(value: Tensor, name: str) -> Tensor:
         )
     if value.is_floating_point():
         raise ValueError(
-            f"{name} is {value.dtype}: an operator rounded to half precision has hundreds of spurious singular "
-            "values. Compute it in float32 or float64, from queries, keys or gates that were cast up first; "
-            "casting the finished matrix up does not bring the digits back."
+            f"{name} is {value.dtype}: an operator rounded to half precision has hundreds of spurious "
+            "singular values. Compute it in float32 or float64, from queries, keys or gates cast up "
+            "first; casting the finished matrix up does not bring the digits back."
         )
     return value.to(torch.float32)
 
@@ -63,7 +63,7 @@ def check_finite_causal(T: Tensor, name: str = "T") -> Tensor:
         where = _first(bad)
         raise ValueError(
             f"{name} is not finite: {int(bad.sum())} of {T.numel()} entries are NaN or infinite, the first "
-            f"is {name}{list(where)} = {T[where].item()}. Check the inputs and the scale that it was made from."
+            f"is {name}{list(where)} = {T[where].item()}. Check the inputs and the scale it was made from."
         )
     above = T.triu(1)
     if not bool(above.any()):
@@ -76,8 +76,8 @@ def check_finite_causal(T: Tensor, name: str = "T") -> Tensor:
         where = tuple(int(i) for i in worst)
         raise ValueError(
             f"{name} is not causal: {name}{list(where)} = {T[where].item():.6g} lets output {where[-2]} read "
-            f"the later input {where[-1]}. Effective state-size needs a lower triangular operator, rows being "
-            "outputs: apply the causal mask, or transpose if rows are inputs."
+            f"the later input {where[-1]}. Effective state-size needs a lower triangular operator, with rows "
+            "for outputs: apply the causal mask, or transpose if rows are inputs."
         )
     return T.tril()
 

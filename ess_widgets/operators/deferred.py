@@ -23,7 +23,7 @@ class Deferred(Operator):
     ----------
     build : callable
         Takes nothing and returns ``T``, ``(..., L, L)``, of the given shape, dtype and device.
-        Called once per ``matrix()``, whatever the index: for several heads, call it once and index the result.
+        Called once per ``matrix()``, whatever the index: for several heads, call it once and index that.
     shape, dtype, device
         Those of what ``build`` returns; dtype is float32 or float64.
     state_size : int, integer Tensor or callable, optional
