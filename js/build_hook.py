@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,10 @@ class BrowserBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         return [] if self.is_built() or machine_has_node() else [NODE_WHEEL]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if (
+            self.target_name == "wheel" and version == "standard"
+        ):  # an editable install finds it in the repository
+            build_data["force_include"]["notebooks/tour.ipynb"] = "ess_widgets/notebooks/tour.ipynb"
         if self.is_built():
             return
         npm = shutil.which("npm")

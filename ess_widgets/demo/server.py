@@ -29,7 +29,7 @@ def arguments(directory: Path, *, port: int, browser: bool, token: str) -> list[
         "ServerApp.open_browser": browser,
         "ServerApp.kernel_websocket_connection_class": f"{__name__}.{NoDelayConnection.__name__}",
         "ServerApp.answer_yes": True,  # one Ctrl-C ends it
-        "ServerApp.log_level": "WARN",
+        "Application.log_level": "WARN",
         "IdentityProvider.token": token,
         "LabApp.news_url": None,
         "LabApp.check_for_updates_class": "jupyterlab.handlers.announcements.NeverCheckForUpdate",
