@@ -13,7 +13,7 @@ interface SelectionModel {
   off(event: string, callback: () => void): void;
 }
 
-const arrays = new Set(["matrix", "values", "ess", "state_size", "ceiling"]);
+const arrays = new Set(["matrix", "values", "ess", "state_size", "ceiling", "fresh"]);
 const dataKeys = ["operator_data", "spectrum_data", "profile_data", "grid_data"] as const;
 const plainKeys = ["text", "title", "tokens", "layers", "status"] as const;
 const settingKeys = ["kind", "tol", "relative", "scale", "against"] as const;
@@ -131,6 +131,15 @@ export async function bind(model: AnyModel): Promise<[Store, () => void]> {
   model.on("msg:custom", message);
   undo.push(() => model.off("msg:custom", message));
 
+  undo.push(
+    store.on(["text"], () => {
+      const { text } = store.state;
+      if (text === null || text === model.get("text")) return;
+      model.set("text", text);
+      model.save_changes();
+    }),
+  );
+
   const settingsOut = throttle(() => {
     let dirty = false;
     for (const key of settingKeys) {
@@ -145,9 +154,10 @@ export async function bind(model: AnyModel): Promise<[Store, () => void]> {
 
   const shared = await selectionModel(model);
   if (shared) {
-    const take = () => store.select(pick<Selection>(shared, selectionKeys));
-    take();
+    store.select(pick<Selection>(shared, selectionKeys));
     for (const key of selectionKeys) {
+      // Key by key: while `give` writes several, those still to be written must not be read back.
+      const take = () => store.select(pick<Selection>(shared, [key]));
       shared.on(`change:${key}`, take);
       undo.push(() => shared.off(`change:${key}`, take));
     }

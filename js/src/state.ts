@@ -91,6 +91,8 @@ export interface GridData {
   /** Σ ESS / Σ TSS and Σ ESS / Σ ceiling over positions. */
   state_size: Float32Array;
   ceiling: Float32Array;
+  /** 0 where the number still belongs to an earlier input or measure, 1 where it is current. */
+  fresh?: Float32Array;
 }
 
 export interface Status {
@@ -112,6 +114,12 @@ export interface VectorData {
   future: Float32Array;
 }
 
+/** The part of the operator that is shown, in positions; operator and profile share `x`. */
+export interface Zoom {
+  x: [number, number];
+  y: [number, number];
+}
+
 export interface State {
   /** Null where there is no text to edit. */
   text: string | null;
@@ -126,6 +134,8 @@ export interface State {
   grid_data: GridData | null;
   status: Status;
   vectors: VectorData | null;
+  /** Null shows everything. Lives in the browser alone. */
+  zoom: Zoom | null;
 }
 
 export const initialState: State = {
@@ -141,4 +151,5 @@ export const initialState: State = {
   grid_data: null,
   status: { phase: "idle", message: "", progress: null },
   vectors: null,
+  zoom: null,
 };
