@@ -21,7 +21,9 @@ export default tseslint.config(
         { property: "outerHTML", message: "Labels are untrusted: set textContent." },
         { property: "insertAdjacentHTML", message: "Labels are untrusted: set textContent." },
       ],
-      eqeqeq: "error",
+      eqeqeq: ["error", "always", { null: "ignore" }],
+      // Spreading a string into code points is what is meant: labels hold any character.
+      "@typescript-eslint/no-misused-spread": ["error", { allow: ["string"] }],
     },
   },
   {

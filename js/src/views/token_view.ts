@@ -1,0 +1,205 @@
+/** The text as tokens: where the position is, what is past and future to it, what a singular value carries. */
+import { signed } from "../colour";
+import { disposer, el, listen, setHidden, setText } from "../dom";
+import { formatSubscript } from "../format";
+import { displayLabel } from "../labels";
+import type { Selection, Tokens } from "../state";
+import type { Store } from "../store";
+import { luminance, onThemeChange, readTheme } from "../theme";
+import { currentMode, followVectors, largest, type Mode } from "../vectors";
+import { shorten } from "../wording";
+
+/** Weights are drawn in this many steps to either side of zero. */
+const steps = 8;
+
+type Range = readonly [number, number];
+const nothing: Range = [0, 0];
+
+function token(label: string, mark: number, index: number): HTMLElement {
+  const shown = shorten(displayLabel(label), mark === 2 ? 24 : 40);
+  const node = el("span", mark === 2 ? "ess-token ess-special" : mark === 1 ? "ess-token ess-mark" : "ess-token");
+  node.dataset["index"] = String(index);
+  // A leading space separates words but is part of the token: a quiet dot.
+  const dots = mark === 2 ? 0 : (/^·+/.exec(shown)?.[0].length ?? 0);
+  if (dots > 0) node.append(el("i", "", {}, shown.slice(0, dots)));
+  node.append(shown.slice(dots));
+  return node;
+}
+
+/** Weight of every token in the singular vector that is pointed at, scaled to the strongest on its side. */
+function levels({ past, future }: Mode): Int8Array {
+  const out = new Int8Array(past.length + future.length);
+  past.forEach((weight, k) => (out[k] = Math.round((steps * weight) / largest(past))));
+  future.forEach((weight, k) => (out[past.length + k] = Math.round((steps * weight) / largest(future))));
+  return out;
+}
+
+export function tokenView(root: HTMLElement, store: Store): () => void {
+  const strip = el("div", "ess-tokens", { "data-part": "tokens" });
+  const legend = el("div", "ess-token-legend");
+  const view = el("div", "ess-token-view", {}, strip, legend);
+  root.append(view);
+
+  let nodes: HTMLElement[] = [];
+  let shownTokens: Tokens | null = null;
+  let position: number | null = null;
+  let span: Range = nothing;
+  let weights: Int8Array = new Int8Array(0);
+  /** Vertical place of each token; null after anything that may have moved them. */
+  let tops: number[] | null = null;
+  let pointing = false;
+
+  const build = (tokens: Tokens | null) => {
+    shownTokens = tokens;
+    const length = tokens?.labels.length ?? 0;
+    nodes = [];
+    const content = document.createDocumentFragment();
+    for (let i = 0; i < length; i++) {
+      const label = tokens!.labels[i] ?? "";
+      const node = token(label, tokens!.marks[i] ?? 0, i);
+      // Lines break before a word, not inside one, and where the text itself breaks.
+      if (/^\s/.test(label) || tokens!.marks[i] === 2) content.append(el("wbr"));
+      content.append(node);
+      if (label.endsWith("\n") && i < length - 1) content.append(el("br"));
+      else if (tokens!.marks[i] === 2 || tokens!.indexed) content.append(el("wbr"));
+      nodes.push(node);
+    }
+    strip.replaceChildren(content);
+    strip.classList.toggle("ess-indexed", tokens?.indexed ?? false);
+    setHidden(view, length === 0);
+    position = null;
+    span = nothing;
+    weights = new Int8Array(length);
+    tops = null;
+  };
+
+  const mark = ({ position: next, span: range, pinned }: Selection) => {
+    if (next !== position) {
+      nodes[position ?? -1]?.classList.remove("ess-here", "ess-pinned");
+      // Only tokens that change sides change their class. Without a position all are future.
+      const [from, to] = [position ?? 0, next ?? 0];
+      for (let i = Math.min(from, to); i < Math.max(from, to); i++) nodes[i]?.classList.toggle("ess-past", i < to);
+      position = next;
+    }
+    const here = nodes[position ?? -1];
+    here?.classList.add("ess-here");
+    here?.classList.toggle("ess-pinned", pinned);
+    const [a, b] = range ?? nothing;
+    if (a !== span[0] || b !== span[1]) {
+      for (let i = span[0]; i < span[1]; i++) if (i < a || i >= b) nodes[i]?.classList.remove("ess-spanned");
+      for (let i = a; i < b; i++) if (i < span[0] || i >= span[1]) nodes[i]?.classList.add("ess-spanned");
+      span = [a, b];
+    }
+  };
+
+  /** Background and text colour of each level, −steps … steps. */
+  let palette: [string, string][] = [];
+  const paintable = (node: HTMLElement, level: number) => {
+    const [background, text] = level === 0 ? ["", ""] : palette[level + steps]!;
+    node.style.background = background;
+    node.style.color = text;
+  };
+  const swatches = el("span", "ess-swatches", { "aria-hidden": "true" });
+  const caption = el("span");
+  legend.append(caption, el("span", "", {}, "−"), swatches, el("span", "", {}, "+"));
+
+  const readPalette = () => {
+    const theme = readTheme(root);
+    const colour = signed(theme);
+    palette = Array.from({ length: 2 * steps + 1 }, (_, k) => {
+      const background = colour(k / steps - 1);
+      return [background, luminance(background) > 0.18 ? "#000000" : "#ffffff"];
+    });
+    swatches.replaceChildren(
+      ...palette.map(([background]) => {
+        const swatch = el("i");
+        swatch.style.background = background;
+        return swatch;
+      }),
+    );
+    weights.forEach((level, i) => level !== 0 && paintable(nodes[i]!, level));
+  };
+
+  const tint = () => {
+    const mode = currentMode(store.state);
+    const found = mode ? levels(mode) : null;
+    const next = found?.length === nodes.length ? found : new Int8Array(nodes.length);
+    next.forEach((level, i) => {
+      if (level !== weights[i]) paintable(nodes[i]!, level);
+    });
+    weights = next;
+    view.classList.toggle("ess-weighted", mode !== null);
+    const name = `σ${formatSubscript((store.state.selection.mode ?? 0) + 1)}`;
+    if (mode) setText(caption, `${name}: weight of each past input and each future output`);
+  };
+
+  /** Scrolls the strip, never the page. Not while the pointer is in it: the token is in view already. */
+  const reveal = () => {
+    if (position === null || pointing || nodes.length === 0) return;
+    if (strip.scrollHeight <= strip.clientHeight + 1) return;
+    tops ??= nodes.map((node) => node.offsetTop);
+    const top = tops[position];
+    if (top === undefined) return;
+    const line = 24;
+    if (top < strip.scrollTop) strip.scrollTop = top - 4;
+    else if (top + line > strip.scrollTop + strip.clientHeight)
+      strip.scrollTop = top + line + 4 - strip.clientHeight;
+  };
+
+  const indexAt = (event: Event): number | null => {
+    const node = (event.target as Element | null)?.closest<HTMLElement>("[data-index]");
+    return node ? Number(node.dataset["index"]) : null;
+  };
+  let from: number | null = null;
+  let dragged = false;
+
+  const undo = [
+    listen(strip, "pointerenter", () => (pointing = true)),
+    listen(strip, "pointerleave", () => (pointing = false)),
+    listen(strip, "pointerover", (event) => {
+      const index = indexAt(event);
+      if (index === null) return;
+      const node = nodes[index]!;
+      // The whole label, whatever its length, only where it is asked for.
+      if (!node.title) node.title = `${index}: ${displayLabel(shownTokens?.labels[index] ?? "")}`;
+      if (from !== null) {
+        dragged ||= index !== from;
+        if (dragged) store.select({ span: [Math.min(from, index), Math.max(from, index) + 1] });
+      }
+      if (!store.state.selection.pinned) store.select({ position: index });
+    }),
+    listen(strip, "pointerdown", (event) => {
+      if (event.button !== 0) return;
+      from = indexAt(event);
+      dragged = false;
+    }),
+    listen(window, "pointerup", () => {
+      if (from === null) return;
+      const { selection } = store.state;
+      const again = selection.pinned && selection.position === from;
+      if (!dragged) store.select(again ? { pinned: false } : { position: from, pinned: true });
+      from = null;
+    }),
+    listen(window, "pointercancel", () => (from = null)),
+    onThemeChange(readPalette),
+    followVectors(store),
+    store.on(["tokens", "selection", "vectors"], () => {
+      if (store.state.tokens !== shownTokens) build(store.state.tokens);
+      mark(store.state.selection);
+      tint();
+      reveal();
+    }),
+  ];
+  const sizes = new ResizeObserver(() => {
+    tops = null;
+    reveal();
+  });
+  sizes.observe(strip);
+
+  readPalette();
+  build(store.state.tokens);
+  mark(store.state.selection);
+  tint();
+  reveal();
+  return disposer([() => view.remove(), () => sizes.disconnect(), ...undo]);
+}
