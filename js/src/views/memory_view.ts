@@ -1,0 +1,20 @@
+/** The picture that is the product: the profile on top of the operator, on one axis, one hair-line through both. */
+import { mountStage } from "../stage";
+import type { Store } from "../store";
+import { followVectors } from "../vectors";
+import { OperatorPanel, operatorWaits } from "./operator_view";
+import { ProfilePanel } from "./profile_view";
+
+export function memoryView(root: HTMLElement, store: Store): () => void {
+  const release = followVectors(store);
+  const unmount = mountStage(root, store, {
+    panels: [new ProfilePanel(false), new OperatorPanel(false)],
+    length: (state) => state.operator_data?.length ?? state.profile_data?.length ?? 0,
+    waiting: operatorWaits,
+    rowLabels: true,
+  });
+  return () => {
+    unmount();
+    release();
+  };
+}
