@@ -99,7 +99,7 @@ class Explorer(View, Measured):
     spectrum_data = t.Dict().tag(sync=True)
     profile_data = t.Dict().tag(sync=True)
     grid_data = t.Dict().tag(sync=True)
-    status = t.Dict().tag(sync=True)
+    status = t.Dict({"phase": "idle", "message": "", "progress": None}).tag(sync=True)
 
     def __init__(
         self,
@@ -406,7 +406,7 @@ class Explorer(View, Measured):
         if progress is None:
             took = time.perf_counter() - self._started
             status = _status(
-                "ready", f"Up to date · model {self._seconds:.2f} s · {heads} heads {took:.1f} s"
+                "ready", f"Up to date: model {self._seconds:.2f} s, {heads} heads in {took:.1f} s"
             )
         else:
             status = _status("computing", f"{int(progress * heads)} of {heads} heads", progress)

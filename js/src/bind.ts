@@ -26,8 +26,14 @@ export function floats(bytes: DataView | ArrayBuffer | Uint8Array): Float32Array
   return new Float32Array(buffer.slice(byteOffset, byteOffset + byteLength));
 }
 
+function isEmpty(value: unknown): boolean {
+  return (
+    typeof value === "object" && value !== null && !Array.isArray(value) && Object.keys(value).length === 0
+  );
+}
+
 function decode(data: unknown): unknown {
-  if (data === null || typeof data !== "object" || Object.keys(data).length === 0) return null;
+  if (data === null || typeof data !== "object" || isEmpty(data)) return null;
   return Object.fromEntries(
     Object.entries(data as Wire).map(([key, value]) => [
       key,
@@ -38,7 +44,11 @@ function decode(data: unknown): unknown {
 
 export function readState(model: { get(key: string): unknown }): Partial<State> {
   const state: Wire = {};
-  for (const key of plainKeys) if (model.get(key) !== undefined) state[key] = model.get(key);
+  for (const key of plainKeys) {
+    const value = model.get(key);
+    // A dictionary that the kernel has not filled yet says nothing.
+    if (value !== undefined && !isEmpty(value)) state[key] = value;
+  }
   for (const key of dataKeys) if (model.get(key) !== undefined) state[key] = decode(model.get(key));
   return state;
 }
