@@ -145,7 +145,7 @@ def spectrum(op: Any, positions: Any = None) -> Tensor:
     for rows, part in _parts(op):
         done = 0
         for at, sigma in spectra(part, wanted):
-            out[rows, done : done + len(at)] = sigma.reshape(-1, len(at), K)
+            out[rows, done : done + len(at)] = sigma.reshape(rows.stop - rows.start, len(at), K)
             done += len(at)
     return out.reshape(*lead, len(wanted), K)
 
