@@ -1,0 +1,60 @@
+"""What one intercepted mixing of tokens offers, whatever form the call had."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ess_widgets.operators import Operator
+
+__all__ = ["Future", "Mixer"]
+
+
+@dataclass(frozen=True)
+class Future:
+    """An entry above the diagonal."""
+
+    entry: tuple[int, ...]
+    value: float | None
+
+    def __str__(self) -> str:
+        sample, group, query, key = self.entry
+        how = "" if self.value is None else f" with weight {self.value:.3g}"
+        return f"in sample {sample}, head {group}, output {query} reads the later input {key}{how}"
+
+
+class Mixer(ABC):
+    """A mixing ``y = T u`` that a model computed, as ``(batch, groups, L, ...)``."""
+
+    family = "softmax attention"
+    rounded = False
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """``(batch, groups, L)``."""
+
+    @abstractmethod
+    def inputs(self) -> Tensor:
+        """What is mixed, ``(batch, groups, L, width)``."""
+
+    @abstractmethod
+    def outputs(self) -> Tensor:
+        """What the model computed, ``(batch, groups, L, width)``."""
+
+    @abstractmethod
+    def operator(self, valid: Tensor | None) -> Operator:
+        """``T``, with ``valid`` ``(batch, L)`` marking a sample's own tokens."""
+
+    @abstractmethod
+    def allowed(self) -> Tensor | None:
+        """Which output may read which input, ``(batch or 1, groups or 1, L, L)``; None for causal, all of the past."""
+
+    @abstractmethod
+    def future(self, valid: Tensor | None) -> Future | None:
+        """An own token that reads a later own token, if there is one."""
+
+    def settle(self) -> None:
+        """Called when the run is over."""

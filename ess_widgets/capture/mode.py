@@ -1,0 +1,410 @@
+"""Interception: sees every torch call that a model makes in this thread, and picks out the mixing of tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ess_widgets.capture import calls, dot_product, multihead, padding
+from ess_widgets.capture.dot_product import DotProduct
+from ess_widgets.capture.errors import Cancelled
+from ess_widgets.capture.layout import Layout, batch_size, contraction, sizes_of
+from ess_widgets.capture.mixer import Future, Mixer
+from ess_widgets.capture.names import PathTracker, Selector
+from ess_widgets.capture.randomness import PrivateRandom
+from ess_widgets.capture.tape import Leaves, Tape
+from ess_widgets.capture.weights import Weights, is_distribution
+
+__all__ = ["CaptureMode", "Found", "LeakedWeight", "WrittenWeight"]
+
+
+class LeakedWeight(Exception):
+    """The copy of the model reached a weight of the original, so it does not stand on its own."""
+
+
+class WrittenWeight(Exception):
+    """The forward writes to a weight."""
+
+
+@dataclass
+class Found:
+    """A layer that mixes tokens, in the order of the run; ``mixer`` is None where it was not asked for."""
+
+    name: str
+    mixer: Mixer | None
+    valid: Tensor | None = None
+    future: Future | None = None
+    crosses: bool = False
+
+
+@dataclass
+class Seen:
+    """What passed by, for the error where nothing could be captured."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class CaptureMode(TorchFunctionMode):
+    """Collects the layers of one run.
+
+    Parameters
+    ----------
+    tracker : PathTracker
+        Knows the module in which a call happens.
+    selector : Selector
+        Which layers to keep.
+    inputs : list of Tensor
+        What the model was given; tells the batch size.
+    stated : list of Tensor
+        Padding masks that the model was given, ``(batch, L)``, True for own tokens.
+    weights : dict
+        Memory of the model's weights, to their names.
+    foreign : dict
+        Other memory that outlives the run and may be written to later.
+    is_original : callable
+        Whether a parameter belongs to the original model although a copy is running.
+    """
+
+    def __init__(
+        self,
+        tracker: PathTracker,
+        selector: Selector,
+        *,
+        inputs: list[Tensor],
+        stated: list[Tensor],
+        weights: dict[int, str],
+        foreign: dict[int, str],
+        is_original: Callable[[object], bool] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        on_layer: Callable[[str, int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.found: list[Found] = []
+        self.seen = Seen()
+        self._tracker, self._selector = tracker, selector
+        self._inputs, self._stated = inputs, stated
+        self._weights = weights
+        self._is_original, self._should_stop, self._on_layer = is_original, should_stop, on_layer
+        self._leaves = Leaves({**foreign, **weights})
+        self._tape = Tape(self._leaves, self._is_weight)
+        self._random = PrivateRandom()
+        self._names: Counter[str] = Counter()
+        self._merged: Any = WeakTensorKeyDictionary()
+        self._inferred: dict[tuple[int, int], Tensor | None] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        if self._should_stop is not None and self._should_stop():
+            raise Cancelled("a newer request took over")
+        name = getattr(func, "__name__", "").partition(".")[0]
+        if name == "__get__":
+            return self._attribute(func, args)
+        if self._is_original is not None:
+            self._check_leak(args, kwargs)
+        if name in _FORMS:
+            return getattr(self, _FORMS[name])(func, args, kwargs)
+        if name in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if name in calls.RANDOM:
+            self._before_write(name, args, kwargs)
+            return self._random(func, name, args, kwargs)
+        return self._ordinary(func, name, args, kwargs)
+
+    def finish(self) -> None:
+        """Let go of what only the run needed."""
+        self._tape.forget()
+        self._merged.clear()
+        for found in self.found:
+            if found.mixer is not None:
+                found.mixer.settle()
+
+    def _ordinary(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        known = self._tape.any_known(args, kwargs)
+        if calls.writes(name, kwargs) or name in ("embedding", "embedding_bag"):
+            self._before_write(name, args, kwargs)
+        result = func(*args, **kwargs)
+        if name in calls.PRODUCTS:
+            self._product(func, name, args, kwargs, result, known)
+        elif known:
+            self._follow(func, name, args, kwargs, result)
+        elif name in calls.EXPONENTIALS and name != "exp" and isinstance(result, Tensor):
+            self.seen.calls["softmax"] += 1
+            self._tape.start(func, name, args, kwargs, result)
+        elif name in _OUTER and isinstance(result, Tensor):
+            self._outer(func, name, args, kwargs, result)
+        if self._merged:
+            self._watch_split(name, args, kwargs, result)
+        return result
+
+    def _follow(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        if "softmax" in name:
+            self.seen.calls["softmax"] += 1
+        if name in calls.REPEATABLE:
+            self._tape.follow(func, name, args, kwargs, result)
+        elif name not in calls.BARRIERS and isinstance(result, Tensor) and result.is_floating_point():
+            node = self._tape.node(args[0]) if args else None
+            if node is not None and node.weights:
+                self._tape.given(result, weights=True)
+
+    def _attribute(self, func: Any, args: Any) -> Any:
+        result = func(*args)
+        if isinstance(result, Tensor) and func in calls.TRANSPOSES and self._tape.any_known(args):
+            self._tape.follow(func, "transpose", args, {}, result)
+        return result
+
+    # Products -------------------------------------------------------------------------------------------------
+
+    def _product(self, func: Any, name: str, args: Any, kwargs: Any, result: Any, known: bool) -> None:
+        if not isinstance(result, Tensor) or not result.is_floating_point():
+            return
+        found = contraction(name, args, kwargs)
+        if found is None:
+            return
+        left, right, axes = found
+        if known:
+            for weights, values, oriented in ((left, right, axes), (right, left, axes.flipped())):
+                if self._mixes(name, kwargs, weights, values, oriented, result):
+                    return
+            if self._is_weight(left) or self._is_weight(right):
+                self._mixed_heads(func, name, args, kwargs, result)
+            return
+        if not self._is_weight(left) and not self._is_weight(right):
+            self._tape.start(func, name, args, kwargs, result)
+
+    def _mixes(self, name: str, kwargs: Any, weights: Tensor, values: Tensor, axes: Any, result: Tensor) -> bool:
+        """Whether this is a product of attention weights with values; it is captured then."""
+        ref = self._tape.ref(weights)
+        if ref is None or not ref.node.weights or self._is_weight(values):
+            return False
+        if name in ("baddbmm", "addmm") and (kwargs.get("beta", 1) != 0 or kwargs.get("alpha", 1) != 1):
+            return False
+        sizes = sizes_of(((weights, axes.left), (values, axes.right)))
+        roles = axes.roles(sizes)
+        if roles is None or not is_distribution(roles.weights(weights, axes.left)):
+            return False
+        self.seen.calls["softmax, then a product"] += 1
+        queries, keys = sizes[roles.query], sizes[roles.key]
+        if queries != keys:
+            self._skip(f"{queries} queries read {keys} keys")
+            return True
+        name_, wanted = self._next()
+        if not wanted:
+            self._add(name_, None)
+            return True
+        layout = Layout.of((sizes[a] for a in roles.lead), self._batch(keys))
+        mixer = Weights(
+            self._leaves, layout, roles, axes, sizes, ref=ref, weights=weights, values=values, output=result
+        )
+        self._add(name_, mixer)
+        if layout.merged:
+            self._merged[result] = (mixer, False)
+        return True
+
+    def _mixed_heads(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
+        """Scores or weights mixed across heads by a learned matrix keep their two long dimensions."""
+        node = next((n for n in map(self._tape.node, args) if n is not None), None)
+        if node is not None and len(node.shape) >= 2 and set(node.shape[-2:]) <= set(result.shape[-3:]):
+            self._tape.follow(func, name, args, kwargs, result)
+
+    def _outer(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
+        """Scores as a sum or product of every query with every key, without a matrix product."""
+        operands = [item for item in args if isinstance(item, Tensor) and item.is_floating_point()]
+        if len(operands) == 2 and result.ndim >= 3 and result.numel() > max(item.numel() for item in operands):
+            if not any(self._is_weight(item) for item in operands):
+                self._tape.start(func, name, args, kwargs, result)
+
+    # Calls that are attention by themselves -------------------------------------------------------------------
+
+    def _sdpa(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self.seen.calls["scaled_dot_product_attention"] += 1
+        call = dot_product.arguments(args, kwargs)
+        if call.get("dropout_p"):
+            call["dropout_p"] = 0.0
+        result = func(**call)
+        query, key, value = call["query"], call["key"], call["value"]
+        reason = dot_product.not_square(query, key)
+        if reason is not None:
+            self._skip(reason)
+            return result
+        name, wanted = self._next()
+        if not wanted:
+            self._add(name, None)
+            return result
+        layout = Layout.of(query.shape[:-2], self._batch(query.shape[-2]))
+        mixer = DotProduct(
+            self._leaves,
+            layout,
+            query=query,
+            key=key,
+            value=value,
+            output=result,
+            mask=call.get("attn_mask"),
+            is_causal=bool(call.get("is_causal", False)),
+            scale=call.get("scale"),
+        )
+        self._add(name, mixer)
+        return result
+
+    def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self.seen.calls["multi_head_attention_forward"] += 1
+        call = {**multihead.arguments(args, kwargs), "training": False}
+        result = func(**call)
+        reason = multihead.why_not(call)
+        if reason is not None:
+            self._skip(reason)
+            return result
+        name, wanted = self._next()
+        if not wanted:
+            self._add(name, None)
+            return result
+        mixer = multihead.capture_heads(func, call, self._leaves)
+        self._add(name, mixer, multihead.own_tokens(call), crosses=multihead.crosses(call))
+        return result
+
+    # Bookkeeping ----------------------------------------------------------------------------------------------
+
+    def _next(self) -> tuple[str, bool]:
+        path = self._tracker.path
+        count = self._names[path]
+        self._names[path] += 1
+        name = f"{path}#{count}" if count else path
+        return name, self._selector.keep(name, len(self.found))
+
+    def _add(self, name: str, mixer: Mixer | None, valid: Tensor | None = None, crosses: bool = False) -> None:
+        found = Found(name, mixer, valid)
+        self.found.append(found)
+        if mixer is not None:
+            if valid is None:
+                found.valid = self._own_tokens(mixer)
+            found.future = mixer.future(found.valid)
+            if found.future is not None:
+                found.crosses = crosses or self._other_source()
+        if self._on_layer is not None:
+            self._on_layer(name, len(self.found) - 1)
+
+    def _skip(self, reason: str) -> None:
+        path = self._tracker.path
+        count = sum(1 for known in self.seen.skipped if known.partition("#")[0] == path)
+        self.seen.skipped[f"{path}#{count}" if count else path] = reason
+
+    def _own_tokens(self, mixer: Mixer) -> Tensor | None:
+        batch, _, length = mixer.shape
+        for mask in self._stated:
+            if tuple(mask.shape) == (batch, length):
+                return None if bool(mask.all()) else mask
+        key = (batch, length)
+        if key not in self._inferred:
+            self._inferred[key] = self._infer(mixer)
+        return self._inferred[key]
+
+    def _infer(self, mixer: Mixer) -> Tensor | None:
+        if isinstance(mixer, Weights) and not mixer.unread() and mixer.future(None) is None:
+            return None
+        allowed = mixer.allowed()
+        if allowed is None:
+            return None
+        batch, _, length = mixer.shape
+        return padding.infer(allowed.any(1).expand(batch, length, length))
+
+    def _batch(self, length: int) -> int | None:
+        if self._stated and self._stated[0].shape[1] == length:
+            return self._stated[0].shape[0]
+        frames = (tensor for frame in reversed(self._tracker.frames) for tensor in frame.tensors)
+        return batch_size((*self._inputs, *frames), length)
+
+    def _other_source(self) -> bool:
+        """Whether the module that is running was given a second sequence to read."""
+        for frame in reversed(self._tracker.frames):
+            sequences = [t for t in frame.tensors if t.ndim == 3 and t.is_floating_point()]
+            if len(sequences) > 1:
+                return True
+            if sequences:
+                return False
+        return False
+
+    def _watch_split(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        """See from what follows whether a merged dimension was (batch, heads) or (heads, batch)."""
+        target = args[0] if args and isinstance(args[0], Tensor) else None
+        entry = self._merged.get(target) if target is not None else None
+        if entry is None:
+            return
+        mixer, viewed = entry
+        batch, heads = mixer.layout.split if mixer.layout.merged else (0, 0)
+        if viewed:
+            dims = _permutation(name, args, kwargs, target.ndim)
+            if dims is not None and dims.index(0) > dims.index(1):
+                mixer.layout = mixer.layout.heads_first()
+            del self._merged[target]
+        elif isinstance(result, Tensor) and name in ("view", "reshape", "unflatten", "view_as", "reshape_as"):
+            if batch != heads and tuple(result.shape[:2]) == (heads, batch):
+                mixer.layout = mixer.layout.heads_first()
+            elif batch == heads and tuple(result.shape[:2]) == (heads, batch):
+                self._merged[result] = (mixer, True)
+        elif isinstance(result, tuple | list) and name in ("chunk", "split", "tensor_split"):
+            if len(result) == heads and result[0].shape[0] == batch:
+                mixer.layout = mixer.layout.heads_first()
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        return isinstance(tensor, nn.Parameter) or calls.storage(tensor) in self._weights
+
+    def _before_write(self, name: str, args: Any, kwargs: Any) -> None:
+        if name in _HARMLESS:
+            return
+        if name in ("embedding", "embedding_bag"):
+            limit = kwargs.get("max_norm", args[3 if name == "embedding" else 4] if len(args) > 4 else None)
+            limit = kwargs.get("max_norm", args[3] if name == "embedding" and len(args) > 3 else limit)
+            targets = [kwargs.get("weight", args[1] if len(args) > 1 else None)] if limit is not None else []
+        elif calls.writes(name, kwargs):
+            targets = [args[0] if args else kwargs.get("input"), kwargs.get("out")]
+        else:
+            return
+        for target in targets:
+            for tensor in target if isinstance(target, tuple | list) else (target,):
+                if isinstance(tensor, Tensor):
+                    self._leaves.before_write(tensor)
+                    where = calls.storage(tensor)
+                    if where is not None and where in self._weights:
+                        raise WrittenWeight(self._weights[where])
+
+    def _check_leak(self, args: Any, kwargs: Any) -> None:
+        for item in (*args, *kwargs.values()) if kwargs else args:
+            if type(item) is nn.Parameter and self._is_original is not None and self._is_original(item):
+                raise LeakedWeight(item)
+
+
+_FORMS = {"scaled_dot_product_attention": "_sdpa", "multi_head_attention_forward": "_multi_head"}
+_OUTER = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "cdist"})
+_DROPOUTS = frozenset(
+    f"{kind}dropout{suffix}"
+    for kind in ("", "alpha_", "feature_", "feature_alpha_")
+    for suffix in ("", "_", "1d", "2d", "3d")
+)
+_HARMLESS = frozenset(
+    {
+        "requires_grad_", "detach_", "share_memory_", "rename_", "squeeze_", "unsqueeze_", "transpose_", "t_",
+        "swapaxes_", "swapdims_", "as_strided_",
+    }
+)  # fmt: skip
+
+
+def _permutation(name: str, args: Any, kwargs: Any, ndim: int) -> list[int] | None:
+    if name == "permute":
+        dims = args[1:] if len(args) > 2 else kwargs.get("dims", args[1] if len(args) > 1 else ())
+    elif name in ("transpose", "swapaxes", "swapdims") and len(args) == 3:
+        dims = list(range(ndim))
+        a, b = args[1] % ndim, args[2] % ndim
+        dims[a], dims[b] = dims[b], dims[a]
+    else:
+        return None
+    dims = [int(d) % ndim for d in dims]
+    return dims if sorted(dims) == list(range(ndim)) else None

@@ -1,0 +1,170 @@
+"""Names of layers: which module a torch call happens in, and which layers a user asks for."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import operator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ess_widgets.capture.errors import UnknownLayerError
+
+__all__ = ["Frame", "PathTracker", "Selector", "closest", "module_paths"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One module call in progress."""
+
+    path: str
+    module: nn.Module
+    tensors: tuple[Tensor, ...]
+
+
+def module_paths(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every path that leads to a module, shared modules under each of their names."""
+
+    def walk(module: nn.Module, path: str, above: tuple[nn.Module, ...]) -> Iterator[tuple[str, nn.Module]]:
+        yield path, module
+        for name, child in list(module._modules.items()):
+            if child is not None and all(child is not parent for parent in above):
+                yield from walk(child, f"{path}.{name}" if path else name, (*above, child))
+
+    return walk(root, "", (root,))
+
+
+class PathTracker:
+    """Follows, by hooks, which module is being run in the thread that made the tracker."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root_name = type(root).__name__
+        self.frames: list[Frame] = []
+        self._thread = threading.get_ident()
+        self._paths: dict[int, list[str]] = {}
+        self._modules: list[nn.Module] = []
+        self._calls: Counter[tuple[str, int]] = Counter()
+        self._handles: list[Any] = []
+        for path, module in module_paths(root):
+            if id(module) not in self._paths:
+                self._modules.append(module)
+            self._paths.setdefault(id(module), []).append(path)
+
+    def __enter__(self) -> PathTracker:
+        for module in self._modules:
+            self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    @property
+    def path(self) -> str:
+        """The path of the innermost module; the class name where that is the model itself."""
+        return (self.frames[-1].path if self.frames else "") or self.root_name
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        tensors = tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        self.frames.append(Frame(self._resolve(module), module, tensors))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        # An exception that the model swallowed may have left deeper frames behind.
+        while self.frames and self.frames.pop().module is not module:
+            pass
+
+    def _resolve(self, module: nn.Module) -> str:
+        paths = self._paths.get(id(module), [""])
+        if len(paths) == 1:
+            return paths[0]
+        above = self.frames[-1].path if self.frames else ""
+        inside = [path for path in paths if not above or path.startswith(above + ".")] or paths
+        # A module registered under several names is called once for each, in order.
+        call = self._calls[above, id(module)]
+        self._calls[above, id(module)] += 1
+        return inside[call % len(inside)]
+
+
+class Selector:
+    """The ``layers=`` argument: names, globs, indices, a predicate, or an iterable of those."""
+
+    def __init__(self, layers: Any = None) -> None:
+        self.everything = layers is None
+        self._wanted: list[str | int | Callable[[str], Any]] = []
+        if layers is not None:
+            items = [layers] if isinstance(layers, str) or callable(layers) or _is_index(layers) else layers
+            if not isinstance(items, Iterable):
+                raise TypeError(_wrong_selector(layers))
+            for item in items:
+                if isinstance(item, str) or callable(item):
+                    self._wanted.append(item)
+                elif _is_index(item):
+                    self._wanted.append(operator.index(item))
+                else:
+                    raise TypeError(_wrong_selector(item))
+            if not self._wanted:
+                raise ValueError("layers is empty: leave it out to capture all of them, or name at least one.")
+        # A negative index is known only when the run is over.
+        self._from_end = any(isinstance(item, int) and item < 0 for item in self._wanted)
+
+    def keep(self, name: str, index: int) -> bool:
+        """Whether a layer must be kept while the run goes on."""
+        return self.everything or self._from_end or any(_fits(item, name, index, None) for item in self._wanted)
+
+    def select(self, names: Sequence[str]) -> list[str]:
+        """The requested ones among all layers of a run, in the model's order; complain where nothing fits."""
+        if self.everything:
+            return list(names)
+        chosen = set()
+        for item in self._wanted:
+            hits = [name for i, name in enumerate(names) if _fits(item, name, i, len(names))]
+            if not hits:
+                raise UnknownLayerError(_unknown(item, names))
+            chosen.update(hits)
+        return [name for name in names if name in chosen]
+
+
+def closest(name: str, names: Sequence[str], limit: int = 12) -> str:
+    """A readable list of what exists, the names most like ``name`` first."""
+    prefix = [known for known in names if known.startswith(name + ".") or name.startswith(known + ".")]
+    similar = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    ordered = list(dict.fromkeys([*prefix, *similar, *names]))
+    shown = ", ".join(repr(known) for known in ordered[:limit])
+    return shown + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")
+
+
+def _fits(item: str | int | Callable[[str], Any], name: str, index: int, total: int | None) -> bool:
+    if isinstance(item, str):
+        return item == name or (any(c in item for c in "*?[") and fnmatch.fnmatchcase(name, item))
+    if isinstance(item, int):
+        return index == (item + total if item < 0 and total is not None else item)
+    return bool(item(name))
+
+
+def _is_index(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool | Tensor)
+
+
+def _unknown(item: str | int | Callable[[str], Any], names: Sequence[str]) -> str:
+    if isinstance(item, str):
+        return f"no layer is called {item!r}. This model's layers are, closest first: {closest(item, names)}."
+    if isinstance(item, int):
+        return f"layer index {item} is out of range: this run has {len(names)} layers, {closest('', names)}."
+    return f"the predicate in layers= accepts none of the layers: {closest('', names)}."
+
+
+def _wrong_selector(value: Any) -> str:
+    return (
+        "layers must be names, patterns like 'model.layers.*', indices, a function of the name, or an iterable of "
+        f"those, but holds {value!r}."
+    )

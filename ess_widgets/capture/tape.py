@@ -1,0 +1,340 @@
+"""A tape of how attention weights came about, so that they can be computed again, in full precision, on demand.
+
+Products of two activations (queries and keys) start it; what happens to their result, up to the product with the
+values, is recorded call by call. Only what the products were made from is kept, which grows with the length and
+not with its square, and masks and biases, which layers share.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ess_widgets.capture import calls
+
+__all__ = ["Leaf", "Leaves", "Node", "Tape", "replay", "structure"]
+
+# Beyond this many calls after the last product it is no longer attention that is followed.
+_MAX_DEPTH = 64
+# An additive mask at or below this forbids; -1e4, -1e9, finfo.min and -inf are all in use.
+_BLOCKED = -9e3
+
+
+class Leaf:
+    """A tensor that the tape starts from; a private copy is made before anybody writes to its memory."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class Leaves:
+    """All leaves of a run, by the memory they lie in."""
+
+    def __init__(self, foreign: dict[int, str]) -> None:
+        self._foreign = foreign
+        self._by_storage: dict[int, weakref.WeakSet[Leaf]] = {}
+
+    def keep(self, tensor: Tensor) -> Leaf:
+        """Refer to a tensor's present values; copy it if its memory outlives the run and may change later."""
+        alias = tensor.detach()
+        where = calls.storage(alias)
+        if where in self._foreign:
+            return Leaf(alias.clone())
+        leaf = Leaf(alias)
+        if where is not None:
+            self._by_storage.setdefault(where, weakref.WeakSet()).add(leaf)
+        return leaf
+
+    def before_write(self, tensor: Tensor) -> None:
+        """Called before a call writes to ``tensor``."""
+        where = calls.storage(tensor)
+        leaves = self._by_storage.pop(where, None) if where is not None else None
+        for leaf in leaves or ():
+            leaf.tensor = leaf.tensor.clone()
+
+
+class Ref:
+    """One result of a recorded call."""
+
+    __slots__ = ("index", "node")
+
+    def __init__(self, node: Node, index: int | None) -> None:
+        self.node = node
+        self.index = index
+
+
+class Node:
+    """One recorded call.
+
+    Attributes
+    ----------
+    weights : bool
+        Whether an exponential lies behind: the result may be attention weights.
+    rounded : bool
+        Whether a half-precision value that could not be traced back to queries and keys lies behind.
+    """
+
+    __slots__ = ("args", "depth", "func", "kwargs", "name", "root", "rounded", "shape", "weights", "writes")
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        *,
+        name: str,
+        shape: torch.Size,
+        root: bool = False,
+        writes: bool = False,
+        rounded: bool = False,
+    ) -> None:
+        self.func, self.args, self.kwargs, self.name = func, args, kwargs, name
+        self.shape, self.root, self.writes = shape, root, writes
+        parents = list(self.parents())
+        self.depth = 1 + max((parent.depth for parent in parents), default=0)
+        self.weights = name in calls.EXPONENTIALS or any(parent.weights for parent in parents)
+        self.rounded = rounded or any(parent.rounded for parent in parents)
+
+    def parents(self) -> Iterator[Node]:
+        for item in _flat((self.args, self.kwargs)):
+            if isinstance(item, Ref):
+                yield item.node
+
+
+class Tape:
+    """Records calls while a model runs. Entries die with the tensors they describe."""
+
+    def __init__(self, leaves: Leaves, is_weight: Callable[[Tensor], bool]) -> None:
+        self._leaves = leaves
+        self._is_weight = is_weight
+        self._known: Any = WeakTensorKeyDictionary()
+
+    def ref(self, tensor: Any) -> Ref | None:
+        """How a tensor came about, if that is known and it has not been overwritten behind our back."""
+        entry = self._known.get(tensor) if self._known and isinstance(tensor, Tensor) else None
+        if entry is None:
+            return None
+        ref, version = entry
+        if version != calls.version(tensor):
+            del self._known[tensor]
+            return None
+        return ref  # type: ignore[no-any-return]
+
+    def node(self, tensor: Any) -> Node | None:
+        ref = self.ref(tensor)
+        return None if ref is None else ref.node
+
+    def any_known(self, *trees: Any) -> bool:
+        return bool(self._known) and any(self.ref(item) is not None for item in _flat(trees))
+
+    def start(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
+        """Begin with a product of activations, or with a softmax whose input came about in an unknown way."""
+        rounded = name in calls.EXPONENTIALS and _is_half(args, kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key != "out"}
+        node = self._make(func, name, args, kwargs, result.shape, root=True, rounded=rounded, follow=False)
+        self._set(result, Ref(node, None))
+
+    def given(self, result: Tensor, weights: bool) -> None:
+        """Begin with values that cannot be computed again."""
+        rounded = result.dtype in calls.HALF
+        leaf = self._leaves.keep(result)
+        name = "exp" if weights else "given"
+        node = Node(_identity, (leaf,), {}, name=name, shape=result.shape, root=True, rounded=rounded)
+        self._set(result, Ref(node, None))
+
+    def follow(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        """Record a call with a known argument."""
+        if name == "__setitem__":
+            target: Any = args[0]
+            self._write(func, name, args, kwargs, target)
+        elif calls.writes(name, kwargs):
+            out = kwargs.get("out")
+            if out is not None:
+                self._record(func, name, args, {k: v for k, v in kwargs.items() if k != "out"}, out)
+            else:
+                self._write(func, name, args, kwargs, args[0] if args else kwargs.get("input"))
+        else:
+            self._record(func, name, args, kwargs, result)
+
+    def forget(self) -> None:
+        self._known.clear()
+
+    def _write(self, func: Any, name: str, args: Any, kwargs: Any, target: Any) -> None:
+        if not isinstance(target, Tensor) or not target.is_floating_point():
+            return
+        ref = self._known.get(target)
+        if ref is None:
+            return  # something known was written into something unknown
+        # The values before the call, whatever their version is now.
+        node = self._make(func, name, args, kwargs, target.shape, writes=True, before=target)
+        self._set(target, Ref(node, None))
+
+    def _record(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        if isinstance(result, Tensor):
+            if result.is_floating_point() and self.ref(result) is None:
+                node = self._make(func, name, args, kwargs, result.shape)
+                if node.depth <= _MAX_DEPTH:
+                    self._set(result, Ref(node, None))
+        elif isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result):
+            node = self._make(func, name, args, kwargs, torch.Size())
+            for index, item in enumerate(result):
+                if isinstance(item, Tensor) and item.is_floating_point() and node.depth <= _MAX_DEPTH:
+                    self._set(item, Ref(node, index))
+
+    def _set(self, tensor: Tensor, ref: Ref) -> None:
+        self._known[tensor] = (ref, calls.version(tensor))
+
+    def _make(
+        self,
+        func: Any,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        shape: torch.Size,
+        *,
+        root: bool = False,
+        writes: bool = False,
+        rounded: bool = False,
+        follow: bool = True,
+        before: Tensor | None = None,
+    ) -> Node:
+        def keep(item: Any) -> Any:
+            if not isinstance(item, Tensor):
+                return item
+            if item is before:
+                return self._known[item][0]
+            ref = self.ref(item) if follow else None
+            return self._leaves.keep(item) if ref is None else ref
+
+        args, kwargs = _map(args, keep), _map(kwargs, keep)
+        if name in ("baddbmm", "addmm") and kwargs.get("beta") == 0:
+            # Its first argument is ignored and may be uninitialised memory, as large as the result.
+            blank = Leaf(torch.zeros((1,) * len(shape), dtype=_dtype(args), device=_device(args)))
+            args = (blank, *args[1:]) if args else args
+            if "input" in kwargs:
+                kwargs["input"] = blank
+        return Node(func, args, kwargs, name=name, shape=shape, root=root, writes=writes, rounded=rounded)
+
+
+def replay(ref: Ref, dtype: torch.dtype) -> Tensor:
+    """Compute a recorded tensor again, in float32 or float64, casts to lower precision left out."""
+    return _evaluate(ref, lambda node, args, kwargs: calls.repeat(node.func, node.name, args, kwargs, dtype), dtype)
+
+
+def structure(ref: Ref) -> Tensor:
+    """Which query may read which key by the masks alone, whatever the scores are: a boolean tensor."""
+
+    def step(node: Node, args: Any, kwargs: Any) -> Any:
+        if node.root and node.name not in calls.EXPONENTIALS and node.func is not _identity:
+            return _without_scores(node, args, kwargs)
+        if node.name in calls.EXPONENTIALS and node.func is not _identity:
+            scores = args[0] if args else kwargs["input"]
+            return (scores > _BLOCKED).to(torch.float32)
+        return calls.repeat(node.func, node.name, args, kwargs, torch.float32)
+
+    return _evaluate(ref, step, torch.float32) > 0
+
+
+def _without_scores(node: Node, args: Any, kwargs: Any) -> Tensor:
+    device = _device(args if args else kwargs)
+    blank = torch.zeros(node.shape, dtype=torch.float32, device=device)
+    if node.name not in ("baddbmm", "addmm"):
+        return blank
+    bias = kwargs["input"] if "input" in kwargs else args[0]
+    return blank + bias * kwargs.get("beta", 1)
+
+
+@torch.no_grad()
+def _evaluate(ref: Ref, step: Callable[[Node, Any, Any], Any], dtype: torch.dtype) -> Tensor:
+    order: list[Node] = []
+    uses: dict[Node, int] = {}
+
+    def visit(node: Node) -> None:
+        for parent in node.parents():
+            if parent not in uses:
+                uses[parent] = 0
+                visit(parent)
+            uses[parent] += 1
+        order.append(node)
+
+    uses[ref.node] = 1
+    visit(ref.node)
+    done: dict[Node, Any] = {}
+    device = None
+
+    for node in order:
+        spent: list[Node] = []
+
+        def load(item: Any, spent: list[Node] = spent) -> Any:
+            if isinstance(item, Leaf):
+                return item.tensor.to(dtype) if item.tensor.is_floating_point() else item.tensor
+            if isinstance(item, Ref):
+                spent.append(item.node)
+                value = done[item.node]
+                return value if item.index is None else value[item.index]
+            return item
+
+        args, kwargs = _map(node.args, load), _map(node.kwargs, load)
+        device = device or _device((args, kwargs))
+        if node.writes and args:
+            args = (args[0].clone(), *args[1:])
+        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+            result = step(node, args, kwargs)
+        done[node] = args[0] if node.name == "__setitem__" else result
+        del args, kwargs, result
+        for parent in spent:
+            uses[parent] -= 1
+            if not uses[parent]:
+                done.pop(parent, None)
+    value = done[ref.node]
+    return value if ref.index is None else value[ref.index]  # type: ignore[no-any-return]
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _map(tree: Any, f: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _map(item, f) for key, item in tree.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)(_map(item, f) for item in tree)
+    return f(tree)
+
+
+def _flat(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict):
+        for item in tree.values():
+            yield from _flat(item)
+    elif type(tree) in (tuple, list):
+        for item in tree:
+            yield from _flat(item)
+    else:
+        yield tree
+
+
+def _tensors(*trees: Any) -> Iterator[Tensor]:
+    for item in _flat(trees):
+        if isinstance(item, Leaf):
+            yield item.tensor
+        elif isinstance(item, Tensor):
+            yield item
+
+
+def _device(tree: Any) -> torch.device:
+    return next((tensor.device for tensor in _tensors(tree)), torch.device("cpu"))
+
+
+def _dtype(tree: Any) -> torch.dtype:
+    return next((t.dtype for t in _tensors(tree) if t.is_floating_point()), torch.float32)
+
+
+def _is_half(*trees: Any) -> bool:
+    return any(tensor.dtype in calls.HALF for tensor in _tensors(*trees))
