@@ -14,12 +14,12 @@ function movePosition(store: Store, to: (position: number | null, last: number) 
   const length = lengthOf(store.state);
   if (length === 0) return false;
   const next = to(store.state.selection.position, length - 1);
-  store.select({ position: within(next, 0, length - 1), mode: null });
+  store.select({ position: within(next, 0, length - 1) });
   return true;
 }
 
 function moveHead(store: Store, step: number): boolean {
-  store.select({ head: within(store.state.selection.head + step, 0, headsOf(store.state) - 1), mode: null });
+  store.select({ head: within(store.state.selection.head + step, 0, headsOf(store.state) - 1) });
   return true;
 }
 
@@ -27,7 +27,7 @@ function moveLayer(store: Store, step: number): boolean {
   const { layers, selection } = store.state;
   const layer = layers[within(layerIndex(store.state) + step, 0, layers.length - 1)];
   if (!layer) return false;
-  store.select({ layer: layer.name, head: within(selection.head, 0, layer.heads - 1), mode: null });
+  store.select({ layer: layer.name, head: within(selection.head, 0, layer.heads - 1) });
   return true;
 }
 

@@ -1,11 +1,22 @@
 /** The anywidget entry point: one module serves every view; the trait `_view` names which. */
 import type { RenderProps } from "@anywidget/types";
 import { bind } from "./bind";
-import type { Store } from "./store";
+import { explorer } from "./views/explorer";
+import { layerGridView } from "./views/layer_grid_view";
+import { operatorView } from "./views/operator_view";
+import { profileView } from "./views/profile_view";
+import { single, type View } from "./views/single";
+import { spectrumView } from "./views/spectrum_view";
+import { tokenView } from "./views/token_view";
 
-type View = (root: HTMLElement, store: Store) => () => void;
-
-const views: Record<string, View> = {};
+const views: Record<string, View> = {
+  Explorer: explorer,
+  OperatorView: single("operator", operatorView),
+  ProfileView: single("profile", profileView),
+  SpectrumView: single("spectrum", spectrumView),
+  TokenView: single("tokens", tokenView),
+  LayerGridView: single("layers", layerGridView),
+};
 
 async function render({ model, el }: RenderProps): Promise<() => void> {
   const [store, unbind] = await bind(model);

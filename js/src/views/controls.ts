@@ -33,15 +33,19 @@ export function controls(root: HTMLElement, store: Store): () => void {
   ]);
   const reference = segmented<"absolute" | "relative">("What τ refers to", [
     { value: "absolute", label: "τ", title: "Count σ > τ" },
-    { value: "relative", label: "τ · σ₁", title: "Count σ > τ times the largest singular value at that position" },
+    {
+      value: "relative",
+      label: "τ · σ₁",
+      title: "Count σ > τ times the largest singular value at that position",
+    },
   ]);
   const scale = segmented<Scale>("Colour scale of the operator", [
     { value: "log", label: "log", title: "Logarithmic colour scale" },
     { value: "linear", label: "linear", title: "Linear colour scale" },
   ]);
   const against = segmented<Limit>("Utilisation against", [
-    { value: "ceiling", label: "ceiling", title: "What the shape of Hᵢ allows: min(TSS, i, L − i)" },
-    { value: "state_size", label: "TSS", title: "The state-size that the architecture provides" },
+    { value: "ceiling", label: "of ceiling", title: "What the shape of Hᵢ allows: min(TSS, i, L − i)" },
+    { value: "state_size", label: "of TSS", title: "The state-size that the architecture provides" },
   ]);
   const slider = el("input", "ess-slider", {
     type: "range",
@@ -56,7 +60,13 @@ export function controls(root: HTMLElement, store: Store): () => void {
   const head = el("select", "ess-field", { "aria-label": "Head", "data-part": "head" });
 
   const row = (label: string, ...content: HTMLElement[]) =>
-    el("div", "ess-control", {}, el("span", "ess-label", {}, label), el("div", "ess-setting", {}, ...content));
+    el(
+      "div",
+      "ess-control",
+      {},
+      el("span", "ess-label", {}, label),
+      el("div", "ess-setting", {}, ...content),
+    );
   const threshold = row("τ", slider, field);
   const count = row("count σ >", reference.node);
   const view = el(
@@ -67,7 +77,7 @@ export function controls(root: HTMLElement, store: Store): () => void {
     row("ESS", kind.node),
     threshold,
     count,
-    row("limit", against.node),
+    row("utilisation", against.node),
     row("colour |T|", scale.node),
   );
   root.append(view);
@@ -131,9 +141,9 @@ export function controls(root: HTMLElement, store: Store): () => void {
       const chosen = store.state.layers[layer.selectedIndex];
       if (!chosen) return;
       const last = Math.max(0, chosen.heads - 1);
-      store.select({ layer: chosen.name, head: Math.min(store.state.selection.head, last), mode: null });
+      store.select({ layer: chosen.name, head: Math.min(store.state.selection.head, last) });
     }),
-    listen(head, "change", () => store.select({ head: head.selectedIndex, mode: null })),
+    listen(head, "change", () => store.select({ head: head.selectedIndex })),
     store.on(["settings", "layers", "profile_data"], show),
     watchHead(store, show),
   ];

@@ -6,14 +6,13 @@ import type { Store } from "../store";
 const pause = 120;
 /** Milliseconds without typing after which the text counts as not being edited. */
 const rest = 1500;
-const lines = { least: 2, most: 5, height: 18 };
 
 export function editor(root: HTMLElement, store: Store): () => void {
   const area = el("textarea", "ess-text", {
     spellcheck: "false",
     autocapitalize: "off",
     autocomplete: "off",
-    rows: lines.least,
+    rows: 2,
     "aria-label": "Text that the model reads",
     placeholder: "Type a text for the model to read",
     "data-part": "text",
@@ -32,9 +31,9 @@ export function editor(root: HTMLElement, store: Store): () => void {
     return null;
   };
   const grow = () => {
-    area.style.height = "auto";
-    const height = Math.min(lines.most * lines.height + 14, Math.max(area.scrollHeight, 2 * lines.height + 14));
-    area.style.height = `${height}px`;
+    // Between the style sheet's least and greatest height; two pixels are the borders.
+    area.style.height = "0";
+    area.style.height = `${area.scrollHeight + 2}px`;
   };
   const send = () => {
     sending = stopTimer(sending);

@@ -1,8 +1,6 @@
 /** Everything about one input in one picture: text, tokens, layer grid, memory, spectrum. */
-import { disposer, el, setText } from "../dom";
-import { formatSubscript } from "../format";
+import { disposer, el } from "../dom";
 import { mountKeyboard } from "../keyboard";
-import { lengthOf } from "../facts";
 import type { Store } from "../store";
 import { controls } from "./controls";
 import { editor } from "./editor";
@@ -15,48 +13,57 @@ import { spectrumView } from "./spectrum_view";
 import { statusLine, titleLine } from "./status";
 import { tokenView } from "./token_view";
 
-function section(area: string, heading: string | HTMLElement | null): [HTMLElement, HTMLElement] {
+function section(area: string, heading: string | null): [HTMLElement, HTMLElement] {
   const body = el("div", "ess-body");
   const node = el("section", `ess-section ess-${area}`, {}, heading && el("h3", "", {}, heading), body);
   return [node, body];
 }
 
+/** Where the text is beside the picture, what is read at a position stands with the text. */
+const wide = 1360;
+
 export function explorer(root: HTMLElement, store: Store): () => void {
   const bar = el("header", "ess-header");
-  const texts = el("div", "ess-section ess-input");
+  const input = el("div", "ess-section ess-input");
   const [tokens, tokensBody] = section("strip", null);
   const [grid, gridBody] = section("layers", "Layers × heads");
   const [memory, memoryBody] = section("memory", null);
   const [measures, measuresBody] = section("measures", "Head and measure");
-  const title = el("span");
-  const [spectrum, spectrumBody] = section("values", title);
-  const side = el("div", "ess-side", {}, measures, spectrum);
-  const shell = el("div", "ess-explorer", {}, bar, texts, tokens, grid, memory, side);
+  const [spectrum, spectrumBody] = section("values", null);
+  const [reading, readingBody] = section("reading", null);
+  const texts = el("div", "ess-texts", {}, input, tokens);
+  const side = el("div", "ess-side", {}, measures, spectrum, reading);
+  const shell = el("div", "ess-explorer", {}, bar, texts, grid, memory, side);
   root.append(shell);
 
-  const heading = () => {
-    const { position } = store.state.selection;
-    const index = position !== null && position < lengthOf(store.state) ? formatSubscript(position) : "ᵢ";
-    setText(title, `Singular values of H${index}`);
-    tokens.hidden = store.state.tokens === null || store.state.tokens.indexed;
-    texts.classList.toggle("ess-no-text", store.state.text === null);
+  const arrange = () => {
+    const home = shell.clientWidth >= wide ? texts : side;
+    if (reading.parentElement !== home) home.append(reading);
   };
-  heading();
+  arrange();
+  const sizes = new ResizeObserver(arrange);
+  sizes.observe(shell);
+
+  const show = () => {
+    tokens.hidden = store.state.tokens === null || store.state.tokens.indexed;
+    input.classList.toggle("ess-no-text", store.state.text === null);
+  };
+  show();
 
   const undo = [
     titleLine(bar, store),
-    editor(texts, store),
-    statusLine(texts, store),
+    editor(input, store),
+    statusLine(input, store),
     tokenView(tokensBody, store),
     layerGridView(gridBody, store),
     memoryView(memoryBody, store),
     controls(measuresBody, store),
-    readout(measuresBody, store),
     spectrumView(spectrumBody, store),
-    remembered(spectrumBody, store),
-    store.on(["selection", "tokens", "text"], heading),
+    readout(readingBody, store),
+    remembered(readingBody, store),
+    store.on(["tokens", "text"], show),
   ];
   const guide = help(bar, shell);
   undo.push(guide.dispose, mountKeyboard(root, store, guide.toggle));
-  return disposer([() => shell.remove(), ...undo]);
+  return disposer([() => shell.remove(), () => sizes.disconnect(), ...undo]);
 }

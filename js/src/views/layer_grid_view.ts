@@ -49,8 +49,8 @@ function roundUp(value: number): number {
 /** What the numbers are: never one kind of ESS as if it were the other. */
 function measure(grid: GridData | null): string {
   if (!grid) return "";
-  if (grid.kind === "entropy") return "entropy";
-  return `τ = ${formatTolerance(grid.tol)}${grid.relative ? "·σ₁" : ""}`;
+  if (grid.kind === "entropy") return "ESS by entropy";
+  return `ESS by σ > ${formatTolerance(grid.tol)}${grid.relative ? "·σ₁" : ""}`;
 }
 
 /** Labels at every `step`-th place so that they stay `room` pixels apart. */
@@ -66,6 +66,8 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
   let plot: Plot = { left: 0, top: 0, width: 0, height: 0, rows: 0, columns: 0 };
   let hovered: [number, number] | null = null;
   let most = 1;
+  /** Whether any layer needs a warning beside its label. */
+  let doubtful = false;
 
   const choice = segmented<Shown>("Colour shows", [
     { value: "mean", label: "mean ESS", title: "Mean of ESS over positions" },
@@ -73,8 +75,7 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
   ]);
   const bar = el("span", "ess-bar");
   const high = el("span");
-  const unit = el("span", "ess-grid-unit");
-  const scale = el("div", "ess-scale", {}, el("span", "", {}, "0"), bar, high, unit);
+  const scale = el("div", "ess-scale", {}, el("span", "", {}, "0"), bar, high);
   const canvas = el("canvas", "", { role: "img", "data-part": "grid" });
   const frame = el("div", "ess-cell ess-cell-selected");
   const hover = el("div", "ess-cell ess-cell-hovered");
@@ -95,7 +96,8 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
     const names = shortNames(store.state.layers).map((name) => shorten(displayLabel(name), 12));
     const labels = rows === names.length ? names : Array.from({ length: rows }, (_, k) => String(k));
     const widest = Math.min(72, Math.max(14, ...labels.map((label) => measureWidth(label, 10))));
-    const left = Math.ceil(widest) + 22;
+    doubtful = store.state.layers.some((layer) => doubt(layer) > 1);
+    const left = Math.ceil(widest) + (doubtful ? 18 : 6);
     const width = Math.min(Math.max(0, area.clientWidth - left - 2), columns * largest);
     const height = Math.min(Math.max(0, area.clientHeight - gutter.top - gutter.bottom), rows * largest);
     plot = { left, top: gutter.top, width, height, rows, columns };
@@ -132,7 +134,6 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
     for (const value of values ?? []) if (Number.isFinite(value)) top = Math.max(top, value);
     most = shown === "utilisation" && top > 0.55 ? 1 : roundUp(top);
     setText(high, most >= 1 ? String(Number(most.toPrecision(2))) : formatNumber(most));
-    setText(unit, measure(grid));
     bar.style.background = gradient(colours);
     const what = shown === "mean" ? "Mean ESS" : "Utilisation";
     canvas.setAttribute("aria-label", `${what} of ${plot.rows} layers by up to ${plot.columns} heads`);
@@ -153,8 +154,12 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
         const x = snap(edge(plot.left, plot.width, plot.columns, column));
         const w = snap(edge(plot.left, plot.width, plot.columns, column + 1)) - x - gapX;
         if (Number.isFinite(value)) {
+          // What is left of an earlier input or measure stays, pale, until its successor is there.
+          const stale = grid?.fresh?.[row * plot.columns + column] === 0;
+          context.globalAlpha = stale ? 0.35 : 1;
           context.fillStyle = colourAt(colours, value / most);
           context.fillRect(x, y, w, h);
+          context.globalAlpha = 1;
         } else pendingCell(context, x, y, w, h);
       }
     }
@@ -167,12 +172,12 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
     for (let row = 0; row < plot.rows; row++) {
       const y = edge(plot.top, plot.height, plot.rows, row + 0.5);
       const layer = state.layers[row];
-      if (layer && doubt(layer) > 1) warn(context, plot.left - 12, y);
+      if (layer && doubt(layer) > 1) warn(context, plot.left - 8, y);
       // The selected layer is always named; its neighbours give way.
       const near = chosen >= 0 && row !== chosen && Math.abs(row - chosen) * pitchY < 13;
       if (row !== chosen && (row % everyRow !== 0 || near)) continue;
       context.fillStyle = row === chosen ? theme.fg : theme.muted;
-      context.fillText(labels[row]!, plot.left - 20, y);
+      context.fillText(labels[row]!, plot.left - (doubtful ? 16 : 5), y);
     }
     context.textAlign = "center";
     context.textBaseline = "top";
@@ -221,24 +226,28 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
     const grid = state.grid_data;
     const at = row * plot.columns + column;
     const value = grid ? (shown === "mean" ? grid.ess[at] : grid[state.settings.against][at]) : undefined;
+    const stale = grid?.fresh?.[at] === 0 ? "before: " : "";
     const name = layer ? shorten(displayLabel(layer.name), 60) : `layer ${row}`;
     const number =
       value === undefined || !Number.isFinite(value)
         ? "not computed yet"
         : shown === "mean"
-          ? `mean ESS ${formatEss(Number(value.toFixed(2)))}`
-          : `utilisation ${ratio(value)} of ${state.settings.against === "ceiling" ? "the ceiling" : "TSS"}`;
+          ? `${stale}mean ESS ${formatEss(Number(value.toFixed(2)))}`
+          : `${stale}utilisation ${ratio(value)} of ${state.settings.against === "ceiling" ? "the ceiling" : "TSS"}`;
     setText(nameLine, name);
     setText(valueLine, `head ${column} · ${number}`);
-    const doubtful = layer !== undefined && doubt(layer) > 1;
-    setHidden(warnLine, !doubtful);
-    if (doubtful) setText(warnLine, `residual ${formatNumber(layer.residual ?? NaN)}: not to be trusted`);
+    const warned = layer !== undefined && doubt(layer) > 1;
+    setText(unitLine, warned ? "" : measure(grid));
+    setHidden(unitLine, warned);
+    setHidden(warnLine, !warned);
+    if (warned) setText(warnLine, `residual ${formatNumber(layer.residual ?? NaN)}: not to be trusted`);
     nameLine.title = layer ? displayLabel(layer.name) : "";
   };
   const nameLine = el("div", "ess-clip");
   const valueLine = el("div", "ess-strong");
+  const unitLine = el("div", "ess-muted");
   const warnLine = el("div", "ess-warning");
-  readout.append(nameLine, valueLine, warnLine);
+  readout.append(nameLine, valueLine, unitLine, warnLine);
 
   const cellAt = (event: PointerEvent): [number, number] | null => {
     const box = area.getBoundingClientRect();
@@ -275,7 +284,7 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
     listen(area, "click", (event) => {
       const cell = cellAt(event as PointerEvent);
       const chosen = cell && store.state.layers[cell[0]];
-      if (chosen) store.select({ layer: chosen.name, head: cell[1], mode: null });
+      if (chosen) store.select({ layer: chosen.name, head: cell[1] });
     }),
     store.on(["grid_data", "layers", "settings"], redraw),
     store.on(["selection"], () => {

@@ -1,5 +1,5 @@
 /** What is under the hair-line and in the span, in numbers. */
-import { disposer, el, listen, setHidden, setText } from "../dom";
+import { disposer, el, listen, setText } from "../dom";
 import { currentProfile, lengthOf, spanFacts } from "../facts";
 import { formatEss, formatTolerance } from "../format";
 import type { ProfileData, State } from "../state";
@@ -21,7 +21,12 @@ export function readout(root: HTMLElement, store: Store): () => void {
   const limit = el("span", "ess-of");
   const which = el("span", "ess-which");
   const place = el("span", "ess-clip");
-  const pin = el("button", "ess-button", { type: "button", "aria-pressed": "false", "data-part": "pin" }, "pin");
+  const pin = el(
+    "button",
+    "ess-button",
+    { type: "button", "aria-pressed": "false", "data-part": "pin" },
+    "pin",
+  );
   const sides = el("div", "ess-muted");
   const span = el("div", "ess-span-facts");
   const view = el(
@@ -44,7 +49,9 @@ export function readout(root: HTMLElement, store: Store): () => void {
     pin.disabled = at === null;
     setText(pin, pinned ? "unpin" : "pin");
     pin.setAttribute("aria-pressed", String(pinned));
-    pin.title = pinned ? "Let the position follow the pointer (Escape)" : "Keep this position (Space, or a click)";
+    pin.title = pinned
+      ? "Let the position follow the pointer (Escape)"
+      : "Keep this position (Space, or a click)";
     if (at === null) {
       setText(place, "Point at a position");
       setText(sides, length > 0 ? `${counted(length, "position")}, 0 to ${length - 1}` : "");
@@ -59,8 +66,9 @@ export function readout(root: HTMLElement, store: Store): () => void {
     setText(limit, Number.isFinite(room) ? `of ${formatEss(room)}` : "");
     limit.title = "The ceiling: what the state-size and the shape of Hᵢ allow here";
     setText(which, profile ? `ESS, ${measureName(profile)}` : "ESS");
-    setHidden(span, range === null || profile === null);
-    if (range && profile) {
+    span.classList.toggle("ess-none", !range || !profile);
+    if (!range || !profile) setText(span, "Drag across positions to select a span.");
+    else {
       const facts = spanFacts(profile, head, range, state.settings.against);
       const against = state.settings.against === "ceiling" ? "ceiling" : "TSS";
       const last = Math.min(range[1], length) - 1;

@@ -2,11 +2,13 @@
 import { disposer, el, setHidden, setText } from "../dom";
 import { strongest, type Weight } from "../facts";
 import { formatNumber, formatSubscript } from "../format";
+import { displayLabel } from "../labels";
 import { spectrumAt } from "../metrics";
 import type { State } from "../state";
 import type { Store } from "../store";
 import { currentMode } from "../vectors";
-import { quoted } from "../wording";
+import { shorten } from "../wording";
+import { weightLegend } from "./weight_legend";
 
 const named = 4;
 
@@ -17,7 +19,9 @@ function singularValue({ spectrum_data: data, selection }: State): number | null
 }
 
 export function remembered(root: HTMLElement, store: Store): () => void {
-  const headline = el("div", "ess-clip");
+  const headline = el("span", "ess-clip");
+  const line = el("div", "ess-line", {}, headline);
+  const removeLegend = weightLegend(line);
   const past = el("ul", "ess-weights");
   const future = el("ul", "ess-weights");
   const detail = el(
@@ -27,14 +31,15 @@ export function remembered(root: HTMLElement, store: Store): () => void {
     el("div", "", {}, el("div", "ess-label", {}, "from the past"), past),
     el("div", "", {}, el("div", "ess-label", {}, "to the future"), future),
   );
-  const view = el("div", "ess-remembered", { "data-part": "remembered" }, headline, detail);
+  const view = el("div", "ess-remembered", { "data-part": "remembered" }, line, detail);
   root.append(view);
 
   const list = (node: HTMLElement, weights: Weight[]) => {
     const { tokens } = store.state;
     node.replaceChildren(
       ...weights.map(({ position, weight }) => {
-        const label = tokens && !tokens.indexed ? quoted(tokens.labels[position] ?? "", 14) : "";
+        const label =
+          tokens && !tokens.indexed ? shorten(displayLabel(tokens.labels[position] ?? ""), 16) : "";
         return el(
           "li",
           "",
@@ -71,5 +76,5 @@ export function remembered(root: HTMLElement, store: Store): () => void {
     show();
   });
   show();
-  return disposer([() => view.remove(), undo]);
+  return disposer([() => view.remove(), removeLegend, undo]);
 }

@@ -8,6 +8,7 @@ import type { Store } from "../store";
 import { luminance, onThemeChange, readTheme } from "../theme";
 import { currentMode, followVectors, largest, type Mode } from "../vectors";
 import { shorten } from "../wording";
+import { weightLegend } from "./weight_legend";
 
 /** Weights are drawn in this many steps to either side of zero. */
 const steps = 8;
@@ -17,7 +18,10 @@ const nothing: Range = [0, 0];
 
 function token(label: string, mark: number, index: number): HTMLElement {
   const shown = shorten(displayLabel(label), mark === 2 ? 24 : 40);
-  const node = el("span", mark === 2 ? "ess-token ess-special" : mark === 1 ? "ess-token ess-mark" : "ess-token");
+  const node = el(
+    "span",
+    mark === 2 ? "ess-token ess-special" : mark === 1 ? "ess-token ess-mark" : "ess-token",
+  );
   node.dataset["index"] = String(index);
   // A leading space separates words but is part of the token: a quiet dot.
   const dots = mark === 2 ? 0 : (/^·+/.exec(shown)?.[0].length ?? 0);
@@ -78,7 +82,8 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
       nodes[position ?? -1]?.classList.remove("ess-here", "ess-pinned");
       // Only tokens that change sides change their class. Without a position all are future.
       const [from, to] = [position ?? 0, next ?? 0];
-      for (let i = Math.min(from, to); i < Math.max(from, to); i++) nodes[i]?.classList.toggle("ess-past", i < to);
+      for (let i = Math.min(from, to); i < Math.max(from, to); i++)
+        nodes[i]?.classList.toggle("ess-past", i < to);
       position = next;
     }
     const here = nodes[position ?? -1];
@@ -99,9 +104,9 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
     node.style.background = background;
     node.style.color = text;
   };
-  const swatches = el("span", "ess-swatches", { "aria-hidden": "true" });
-  const caption = el("span");
-  legend.append(caption, el("span", "", {}, "−"), swatches, el("span", "", {}, "+"));
+  const caption = el("span", "ess-clip");
+  legend.append(caption);
+  const removeLegend = weightLegend(legend);
 
   const readPalette = () => {
     const theme = readTheme(root);
@@ -110,13 +115,6 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
       const background = colour(k / steps - 1);
       return [background, luminance(background) > 0.18 ? "#000000" : "#ffffff"];
     });
-    swatches.replaceChildren(
-      ...palette.map(([background]) => {
-        const swatch = el("i");
-        swatch.style.background = background;
-        return swatch;
-      }),
-    );
     weights.forEach((level, i) => level !== 0 && paintable(nodes[i]!, level));
   };
 
@@ -175,9 +173,12 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
     }),
     listen(window, "pointerup", () => {
       if (from === null) return;
-      const { selection } = store.state;
-      const again = selection.pinned && selection.position === from;
-      if (!dragged) store.select(again ? { pinned: false } : { position: from, pinned: true });
+      const { pinned, position: at, span: range } = store.state.selection;
+      const outside = range !== null && (from < range[0] || from >= range[1]);
+      if (!dragged) {
+        const again = pinned && at === from;
+        store.select({ position: from, pinned: !again, span: outside ? null : range });
+      }
       from = null;
     }),
     listen(window, "pointercancel", () => (from = null)),
@@ -201,5 +202,5 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
   mark(store.state.selection);
   tint();
   reveal();
-  return disposer([() => view.remove(), () => sizes.disconnect(), ...undo]);
+  return disposer([() => view.remove(), () => sizes.disconnect(), removeLegend, ...undo]);
 }
