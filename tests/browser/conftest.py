@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, Playwright, sync_playwright
@@ -60,3 +60,23 @@ def lab(shared_lab: Lab) -> Iterator[Lab]:
     shared_lab.errors.clear()
     yield shared_lab
     shared_lab.reset()
+
+
+Figure = Callable[[str, str], None]
+FIGURES = pytest.StashKey[list[tuple[str, str]]]()
+
+
+@pytest.fixture
+def figure(pytestconfig: pytest.Config) -> Figure:
+    """Takes a measured figure, to be printed at the end of the run."""
+    figures = pytestconfig.stash.setdefault(FIGURES, [])
+    return lambda name, value: figures.append((name, value))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what was measured, whether or not anything failed."""
+    figures = config.stash.get(FIGURES, [])
+    if figures:
+        terminalreporter.section("measured in the browser")
+    for name, value in figures:
+        terminalreporter.write_line(f"{name}: {value}")
