@@ -36,6 +36,15 @@ export function shortNames(layers: readonly Layer[]): string[] {
   return paths.map((path) => path.slice(head, path.length - tail).join("."));
 }
 
+/** The shortest labels that tell layers apart: their first number where all differ in it, else `shortNames`. */
+export function rowLabels(layers: readonly Layer[]): string[] {
+  const names = shortNames(layers);
+  const numbers = names.map((name) => /^\d+(?=\.|$)/.exec(name)?.[0]);
+  return new Set(numbers).size === names.length && !numbers.includes(undefined)
+    ? (numbers as string[])
+    : names;
+}
+
 /** The layer that reproduces its output worst, measured against what its dtype explains. */
 export function worstLayer(layers: readonly Layer[]): Layer | null {
   let worst: Layer | null = null;

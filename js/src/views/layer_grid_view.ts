@@ -1,6 +1,6 @@
 /** All layers and heads at once: mean ESS or utilisation, filling in as it is computed; a click selects. */
 import { disposer, el, listen, setHidden, setText } from "../dom";
-import { doubt, layerIndex, shortNames } from "../facts";
+import { doubt, layerIndex, rowLabels } from "../facts";
 import { formatEss, formatNumber, formatTolerance } from "../format";
 import { displayLabel } from "../labels";
 import { colourAt, gradient, ramp } from "../ramp";
@@ -82,7 +82,8 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
   const area = el("div", "ess-grid-plot", {}, canvas, hover, frame);
   const readout = el("div", "ess-readout");
   const view = el("div", "ess-grid-view", {}, choice.node, scale, area, readout);
-  root.append(view);
+  const waiting = el("div", "ess-muted", {}, "Layers show when the model has run.");
+  root.append(view, waiting);
 
   const measureWidth = (text: string, size: number) => {
     const context = canvas.getContext("2d");
@@ -93,7 +94,7 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
 
   const layout = () => {
     const [rows, columns] = dimensions(store.state);
-    const names = shortNames(store.state.layers).map((name) => shorten(displayLabel(name), 12));
+    const names = rowLabels(store.state.layers).map((name) => shorten(displayLabel(name), 12));
     const labels = rows === names.length ? names : Array.from({ length: rows }, (_, k) => String(k));
     const widest = Math.min(72, Math.max(14, ...labels.map((label) => measureWidth(label, 10))));
     doubtful = store.state.layers.some((layer) => doubt(layer) > 1);
@@ -268,6 +269,7 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
     const [rows] = dimensions(store.state);
     view.style.setProperty("--ess-rows", String(Math.max(1, rows)));
     setHidden(view, rows === 0);
+    setHidden(waiting, rows > 0);
     draw();
     read();
   };
@@ -300,5 +302,11 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
     }),
   ];
   redraw();
-  return disposer([() => view.remove(), () => sizes.disconnect(), () => choice.dispose(), ...undo]);
+  return disposer([
+    () => view.remove(),
+    () => waiting.remove(),
+    () => sizes.disconnect(),
+    () => choice.dispose(),
+    ...undo,
+  ]);
 }

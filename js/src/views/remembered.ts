@@ -19,7 +19,7 @@ function singularValue({ spectrum_data: data, selection }: State): number | null
 }
 
 export function remembered(root: HTMLElement, store: Store): () => void {
-  const headline = el("span", "ess-clip");
+  const headline = el("span");
   const line = el("div", "ess-line", {}, headline);
   const removeLegend = weightLegend(line);
   const past = el("ul", "ess-weights");

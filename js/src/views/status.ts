@@ -44,6 +44,7 @@ export function titleLine(root: HTMLElement, store: Store): () => void {
     setText(layer, short == null ? "" : `layer ${shorten(displayLabel(short), 32)}`);
     layer.title = selection.layer === null ? "" : displayLabel(selection.layer);
     setText(head, `head ${selection.head}`);
+    setHidden(head, length === 0);
     const worst = worstLayer(layers);
     setHidden(residual, worst === null);
     if (worst) {
