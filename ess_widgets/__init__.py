@@ -5,13 +5,17 @@ torch is the one heavy import made here; the views and what they bring along loa
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ess_widgets import operators
+
+# Not lazily: a subpackage has the function's name, and this import, its first, is what gives the name to the function.
+from ess_widgets.capture import Capture, LayerCapture, capture
 from ess_widgets.metrics import ceiling, ess, spectrum
 
 if TYPE_CHECKING:
-    from ess_widgets.capture import Capture, LayerCapture, capture
     from ess_widgets.widgets import (
         Explorer,
         LayerGridView,
@@ -44,22 +48,12 @@ __all__ = [
     "spectrum",
 ]
 
-_CAPTURE = ("Capture", "LayerCapture", "capture")
-
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
-
         value: Any = version("ess-widgets")
-    elif name in _CAPTURE:
-        from ess_widgets import capture as package
-
-        value = getattr(package, name)
     elif name in __all__:
-        from ess_widgets import widgets
-
-        value = getattr(widgets, name)
+        value = getattr(import_module("ess_widgets.widgets"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

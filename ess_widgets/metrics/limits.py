@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ess_widgets.metrics._checks import as_operator
+from ess_widgets.operators.checks import as_tensor
 
 __all__ = ["ceiling", "utilisation"]
 
@@ -42,15 +43,13 @@ def ceiling(op: Any) -> Tensor:
     return torch.minimum(torch.minimum(past, future), op.state_size.to(op.device)).expand(shape).contiguous()
 
 
-def utilisation(
-    op: Any, profile: Tensor, *, against: Literal["state_size", "ceiling"] = "state_size"
-) -> Tensor:
+def utilisation(op: Any, profile: Any, *, against: Literal["state_size", "ceiling"] = "state_size") -> Tensor:
     """How much of what could be carried is carried: ``Σ ESS_i / Σ TSS_i`` over ``i >= 1``, a ratio of sums.
 
     Parameters
     ----------
     op : Operator, Tensor or ndarray, ``(..., L, L)``
-    profile : Tensor, ``(..., L)``
+    profile : Tensor or ndarray, ``(..., L)``
         Its effective state-size at all positions, as :func:`ess` returns it.
     against : {"state_size", "ceiling"}
         TSS, as the paper has it, or the ceiling. By its shape alone, full attention cannot go far beyond 0.5
@@ -72,6 +71,7 @@ def utilisation(
     op = as_operator(op)
     if against not in ("state_size", "ceiling"):
         raise ValueError(f"against must be 'state_size' or 'ceiling', but is {against!r}.")
+    profile = as_tensor(profile, "profile").to(op.device)
     if profile.shape != op.shape[:-1]:
         raise ValueError(
             f"profile must hold all positions, (..., L) = {tuple(op.shape[:-1])}, but its shape is "

@@ -15,7 +15,7 @@ from torch import Tensor
 from ess_widgets.metrics._checks import Kind, as_operator, check_chunk, check_kind, check_tol, position_list
 from ess_widgets.metrics._svd import materialise, one_thread, singular_values, working_dtype
 from ess_widgets.operators import Dense, Operator
-from ess_widgets.operators.checks import check_finite_causal
+from ess_widgets.operators.checks import as_tensor, check_finite_causal, require_float
 
 __all__ = ["ess", "from_spectrum", "spectra", "spectrum", "vectors"]
 
@@ -207,20 +207,20 @@ def ess(
     return out.reshape(*lead, len(wanted))
 
 
-def from_spectrum(sigma: Tensor, kind: Kind = "entropy", tol: float = 1e-3, relative: bool = False) -> Tensor:
+def from_spectrum(sigma: Any, kind: Kind = "entropy", tol: float = 1e-3, relative: bool = False) -> Tensor:
     """Effective state-size from singular values that are known already.
 
     Parameters
     ----------
-    sigma : Tensor, ``(..., K)``
-        Descending, zero-padded, as :func:`spectrum` returns them.
+    sigma : Tensor or ndarray, ``(..., K)``
+        Singular values, zero-padded, as :func:`spectrum` returns them.
     kind, tol, relative
         As in :func:`ess`.
 
     Returns
     -------
     Tensor, ``(...)``
-        In the dtype of ``sigma``.
+        In the dtype of ``sigma``: float32 or float64.
 
     Examples
     --------
@@ -231,11 +231,12 @@ def from_spectrum(sigma: Tensor, kind: Kind = "entropy", tol: float = 1e-3, rela
     """
     check_kind(kind)
     tol = check_tol(tol)
+    sigma = require_float(as_tensor(sigma, "sigma"), "sigma")
     if sigma.shape[-1] == 0:
         return sigma.new_zeros(sigma.shape[:-1])
     if not bool(torch.isfinite(sigma).all()):
         raise ValueError(
-            "singular values overflowed: scale the operator down, entries this large cannot be told apart."
+            "singular values overflowed or are NaN: scale the operator down, its entries are too large."
         )
     largest = sigma.amax(dim=-1, keepdim=True)
     if kind == "tolerance":

@@ -41,7 +41,9 @@ def delay(k: int, length: int = L) -> Tensor:
 
 def poles(*values: float, length: int = L) -> Tensor:
     """Kernel of a sum of first-order recurrences with unit residues."""
-    return sum((torch.tensor(a, dtype=F64) ** torch.arange(length) for a in values), torch.zeros(length, dtype=F64))
+    return sum(
+        (torch.tensor(a, dtype=F64) ** torch.arange(length) for a in values), torch.zeros(length, dtype=F64)
+    )
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

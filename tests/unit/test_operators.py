@@ -106,7 +106,9 @@ def test_refused_values(value: Any, error: type[Exception], message: str) -> Non
 def test_values_that_are_not_finite_are_named(bad: float) -> None:
     T = torch.ones(2, 3, 3).tril()
     T[1, 2, 0] = bad
-    with pytest.raises(ValueError, match=re.escape(f"1 of 18 entries are NaN or infinite, the first is T[1, 2, 0] = {bad}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"1 of 18 entries are NaN or infinite, the first is T[1, 2, 0] = {bad}")
+    ):
         Dense(T)
 
 
@@ -245,7 +247,9 @@ INDICES: list[Any] = [
 
 @pytest.mark.parametrize("index", INDICES, ids=str)
 @pytest.mark.parametrize("make", [Dense, deferred])
-@pytest.mark.parametrize("state_size", [None, 2, torch.arange(24).view(2, 3, 4)], ids=["default", "int", "tensor"])
+@pytest.mark.parametrize(
+    "state_size", [None, 2, torch.arange(24).view(2, 3, 4)], ids=["default", "int", "tensor"]
+)
 def test_indexing_means_the_same_for_everything(make: Any, index: Any, state_size: Any) -> None:
     T = torch.randn(2, 3, 4, 4).tril()
     valid = torch.rand(2, 3, 4) > 0.3

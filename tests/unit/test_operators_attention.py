@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -54,7 +54,9 @@ MASKS = {
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("scale", [None, 0.7])
-def test_masks_mean_what_they_mean_in_torch(qkv: tuple[Tensor, ...], mask: Tensor, scale: float | None) -> None:
+def test_masks_mean_what_they_mean_in_torch(
+    qkv: tuple[Tensor, ...], mask: Tensor, scale: float | None
+) -> None:
     q, k, v = qkv
     op = softmax_attention(q, k, mask=mask, scale=scale)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
@@ -79,7 +81,8 @@ def test_a_mask_and_is_causal_both_apply(qkv: tuple[Tensor, ...]) -> None:
     q, k, _ = qkv
     band = ~CAUSAL.tril(-3)
     assert torch.equal(
-        softmax_attention(q, k, mask=band, is_causal=True).matrix(), softmax_attention(q, k, mask=WINDOW).matrix()
+        softmax_attention(q, k, mask=band, is_causal=True).matrix(),
+        softmax_attention(q, k, mask=WINDOW).matrix(),
     )
 
 
@@ -124,7 +127,9 @@ def test_soft_capping(qkv: tuple[Tensor, ...]) -> None:
     k = k.repeat_interleave(HQ // HKV, dim=1)
     scores = 2 * torch.tanh(q @ k.mT / math.sqrt(D) / 2)
     expected = torch.softmax(scores.masked_fill(~CAUSAL, -math.inf), dim=-1)
-    torch.testing.assert_close(softmax_attention(q, k, softcap=2.0).matrix(), expected, rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(
+        softmax_attention(q, k, softcap=2.0).matrix(), expected, rtol=1e-13, atol=1e-15
+    )
 
 
 @pytest.mark.parametrize("level", [-40.0, 0.0, 40.0])
@@ -223,13 +228,17 @@ def test_windows_chunks_sinks_and_documents() -> None:
     x = torch.randn(L, D)
     w = 4
     assert softmax_attention(x, x).state_size.tolist() == list(range(L))
-    assert softmax_attention(x, x, mask=CAUSAL & ~CAUSAL.tril(-w)).state_size.tolist() == i.clamp(max=w - 1).tolist()
+    assert (
+        softmax_attention(x, x, mask=CAUSAL & ~CAUSAL.tril(-w)).state_size.tolist()
+        == i.clamp(max=w - 1).tolist()
+    )
     chunks = CAUSAL & (i[:, None] // w == i // w)
     assert softmax_attention(x, x, mask=chunks).state_size.tolist() == (i % w).tolist()
     sink = CAUSAL & (~CAUSAL.tril(-w) | (i == 0))
     assert softmax_attention(x, x, mask=sink).state_size.tolist() == i.clamp(max=w).tolist()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_state_size_of_any_mask(data: st.DataObject) -> None:
     length = data.draw(st.integers(1, 7))
@@ -279,7 +288,11 @@ X = torch.zeros(2, 4, 5, 3)
         ({"q": X[:, :, -1:]}, ValueError, "without a key-value cache"),
         ({"k": X[:, :3]}, ValueError, "multiple of the number of key heads"),
         ({"k": X[:1]}, ValueError, "leading dimensions of q and k must agree"),
-        ({"q": X.clone().index_fill_(2, torch.tensor(1), math.nan)}, ValueError, r"q is not finite.*first at \(0, 0, 1\)"),
+        (
+            {"q": X.clone().index_fill_(2, torch.tensor(1), math.nan)},
+            ValueError,
+            r"q is not finite.*first at \(0, 0, 1\)",
+        ),
         ({"k": X.clone().index_fill_(2, torch.tensor(4), math.inf)}, ValueError, "k is not finite.*valid="),
         ({"scale": math.nan}, ValueError, "scale must be finite"),
         ({"scale": torch.ones(4)}, TypeError, "scale must be one number"),
@@ -292,8 +305,16 @@ X = torch.zeros(2, 4, 5, 3)
         ({"mask": torch.ones(4, 4).bool()}, ValueError, "does not broadcast"),
         ({"mask": torch.zeros(5, 5).fill_diagonal_(math.inf)}, ValueError, r"NaN or \+inf"),
         ({"mask": torch.full((5, 5), math.nan)}, ValueError, r"NaN or \+inf"),
-        ({"mask": torch.zeros(5, 5)}, ValueError, r"\[..., 0, 1\] is 0.0, which lets output 0 read the later input 1"),
-        ({"mask": torch.ones(5, 5).tril(2).triu(2).bool()}, ValueError, r"\[..., 0, 2\] is True.*is_causal=True"),
+        (
+            {"mask": torch.zeros(5, 5)},
+            ValueError,
+            r"\[..., 0, 1\] is 0.0, which lets output 0 read the later input 1",
+        ),
+        (
+            {"mask": torch.ones(5, 5).tril(2).triu(2).bool()},
+            ValueError,
+            r"\[..., 0, 2\] is True.*is_causal=True",
+        ),
         ({"valid": torch.ones(5)}, TypeError, "valid must be boolean"),
         ({"valid": torch.ones(3, 5).bool()}, ValueError, "does not broadcast"),
     ],
