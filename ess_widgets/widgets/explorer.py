@@ -202,8 +202,9 @@ class Explorer(View, Measured):
 
     def close(self) -> None:
         """Stop computing and close the widget."""
-        if self._worker is not None:
-            self._worker.close()
+        worker = getattr(self, "_worker", None)  # None if the arguments were refused
+        if worker is not None:
+            worker.close()
         super().close()
 
     def __setattr__(self, name: str, value: Any) -> None:

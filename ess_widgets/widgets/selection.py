@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,11 +85,12 @@ class Selection(Widget):  # type: ignore[misc]
             raise KeyError(field)
         return getattr(self, field)
 
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return ((name, getattr(self, name)) for name in FIELDS)
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return {name: getattr(self, name) for name in FIELDS}
 
     def __repr__(self) -> str:
-        return f"Selection({', '.join(f'{name}={value!r}' for name, value in self)})"
+        return f"Selection({', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())})"
 
     def _fit(self, extent: Extent, *, layer: str) -> None:
         """Take on what there is to select now; what no longer exists moves to what does."""

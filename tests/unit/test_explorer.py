@@ -150,7 +150,8 @@ def test_where_a_loop_runs_wait_is_awaited(explored):
             await explored.wait()
 
     asyncio.run(edit())
-    assert explored.profile.shape[1] == 2
+    assert explored.profile.shape[1] == len(explored.tokens["labels"])
+    assert "".join(explored.tokens["labels"]) == "Awaited."
 
 
 def test_two_explorers_share_a_model(smollm2, explored):
@@ -158,7 +159,9 @@ def test_two_explorers_share_a_model(smollm2, explored):
     explored.text = "While the other one runs."
     other.wait()
     explored.wait()
-    assert other.profile.shape[1] == 7 and explored.profile.shape[1] == 6
+    assert other.tokens["labels"][0] == "Another" and explored.tokens["labels"][0] == "While"
+    for explorer in (other, explored):
+        assert explorer.profile.shape[1] == len(explorer.tokens["labels"])
     other.close()
 
 
@@ -271,7 +274,8 @@ def test_a_layer_and_a_tensor_without_tokens():
     assert explorer.text is None and explorer.tokens["labels"] == list("abcdef")
     assert not explorer.tokens["indexed"] and explorer.profile.shape == (2, 6)
     expected = ew.ess(ew.capture(Causal(), x)["layer.self_attn"].operator[1])
-    np.testing.assert_allclose(explorer.profile, expected.numpy(), rtol=1e-9)
+    # The operator is float32, and its last digit depends on how many heads one product computes.
+    np.testing.assert_allclose(explorer.profile, expected.numpy(), rtol=1e-6)
     with pytest.raises(TraitError, match="no tokenizer"):
         explorer.text = "text"
     explorer.inputs = torch.randn(2, 4, 8).numpy()

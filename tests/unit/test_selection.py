@@ -40,10 +40,10 @@ def test_a_layer_with_fewer_heads_keeps_the_head_in_range(selection):
     ],
 )
 def test_what_does_not_exist_is_refused_and_nothing_is_lost(selection, field, value, message):
-    before = dict(selection)
+    before = selection.as_dict()
     with pytest.raises(TraitError, match=message):
         setattr(selection, field, value)
-    assert dict(selection) == before
+    assert selection.as_dict() == before
 
 
 def test_a_shorter_input_moves_the_selection_into_it(selection):
