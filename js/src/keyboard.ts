@@ -86,7 +86,11 @@ export function mountKeyboard(root: HTMLElement, store: Store, onHelp?: () => vo
     const field = target?.closest(fields) != null;
     const combined = event.ctrlKey || event.metaKey;
     if (field ? !(combined && event.key.toLowerCase() === "s") : !combined) event.stopPropagation();
-    if (field || event.defaultPrevented || event.isComposing) return;
+    if (event.defaultPrevented || event.isComposing) return;
+    if (field) {
+      if (event.key === "Escape") root.focus({ preventScroll: true });
+      return;
+    }
     if (target?.closest(pressable) != null && (event.key === " " || event.key === "Enter")) return;
     if (press(store, event, onHelp)) event.preventDefault();
   });

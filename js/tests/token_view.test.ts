@@ -1,0 +1,133 @@
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { Store } from "../src/store";
+import { tokenView } from "../src/views/token_view";
+import { layers, smallState } from "./data";
+
+let root: HTMLElement;
+let store: Store;
+let unmount: () => void;
+
+function mount(labels: string[], marks = labels.map(() => 0)): HTMLElement[] {
+  store = new Store(smallState({ tokens: { labels, marks, indexed: false } }));
+  unmount = tokenView(root, store);
+  return tokens();
+}
+function tokens(): HTMLElement[] {
+  return [...root.querySelectorAll<HTMLElement>("[data-index]")];
+}
+function pointer(target: Element, type: string): void {
+  target.dispatchEvent(new MouseEvent(type, { bubbles: true }));
+}
+function withClass(name: string): number[] {
+  return tokens().flatMap((node, index) => (node.classList.contains(name) ? [index] : []));
+}
+
+beforeEach(() => {
+  root = document.createElement("div");
+  document.body.append(root);
+});
+afterEach(() => {
+  unmount();
+  expect(root.childElementCount).toBe(0);
+  root.remove();
+});
+
+test("labels are text, whatever is in them", () => {
+  const hostile = ["<img/src=x>", "", "\u202eabc", "\n\n", "\u0000", "x".repeat(10_000), "\ud800"];
+  const nodes = mount(hostile);
+  expect(root.querySelector("img")).toBeNull();
+  expect(nodes.slice(0, 4).map((node) => node.textContent)).toEqual(["<img/src=x>", "∅", "‹202E›abc", "↵↵"]);
+  expect(nodes).toHaveLength(hostile.length);
+  for (const node of nodes) {
+    expect((node.textContent ?? "").length).toBeLessThanOrEqual(40);
+    // eslint-disable-next-line no-control-regex -- their absence is what is tested
+    expect(node.textContent).not.toMatch(/[\u0000-\u001f\u202e]/);
+  }
+});
+
+test("spaces show as a quiet dot of their own", () => {
+  const [, second] = mount(["one", " two"]);
+  expect(second?.textContent).toBe("·two");
+  expect(second?.querySelector("i")?.textContent).toBe("·");
+});
+
+test("pointing selects the position, a click pins it, another lets it go", () => {
+  const nodes = mount(["a", "b", "c", "d"]);
+  pointer(nodes[1]!, "pointerover");
+  expect(store.state.selection.position).toBe(1);
+  pointer(nodes[3]!, "pointerover");
+  pointer(nodes[3]!, "pointerdown");
+  pointer(window as unknown as Element, "pointerup");
+  expect(store.state.selection).toMatchObject({ position: 3, pinned: true, span: null });
+  pointer(nodes[0]!, "pointerover");
+  expect(store.state.selection.position).toBe(3);
+  pointer(nodes[3]!, "pointerdown");
+  pointer(window as unknown as Element, "pointerup");
+  expect(store.state.selection.pinned).toBe(false);
+});
+
+test("dragging selects a half-open span in either direction", () => {
+  const nodes = mount(["a", "b", "c", "d"]);
+  pointer(nodes[3]!, "pointerdown");
+  pointer(nodes[2]!, "pointerover");
+  pointer(nodes[1]!, "pointerover");
+  pointer(window as unknown as Element, "pointerup");
+  store.flush();
+  expect(store.state.selection).toMatchObject({ span: [1, 4], pinned: false });
+  expect(withClass("ess-spanned")).toEqual([1, 2, 3]);
+  store.select({ span: [0, 2] });
+  store.flush();
+  expect(withClass("ess-spanned")).toEqual([0, 1]);
+});
+
+test("what is past to the position is marked, and nothing else is touched", async () => {
+  const nodes = mount(Array.from({ length: 256 }, (_, k) => `t${k}`));
+  store.select({ position: 100 });
+  store.flush();
+  expect(withClass("ess-past")).toHaveLength(100);
+  const touched = new Set<Node>();
+  const observer = new MutationObserver((records) => records.forEach(({ target }) => touched.add(target)));
+  observer.observe(root, { attributes: true, subtree: true, childList: true, characterData: true });
+  store.select({ position: 103 });
+  store.flush();
+  await Promise.resolve();
+  observer.disconnect();
+  expect(withClass("ess-past")).toHaveLength(103);
+  expect(withClass("ess-here")).toEqual([103]);
+  expect([...touched].every((node) => nodes.slice(100, 104).includes(node as HTMLElement))).toBe(true);
+});
+
+test("a singular value tints tokens while its vectors belong to the selection", () => {
+  const nodes = mount(["a", "b", "c", "d"]);
+  const layer = layers[0]!.name;
+  store.set({
+    vectors: {
+      layer,
+      head: 0,
+      position: 2,
+      count: 2,
+      past: Float32Array.of(9, 9, 1, 0),
+      future: Float32Array.of(9, 9, 0, -0.5),
+    },
+  });
+  store.select({ mode: 1 });
+  store.flush();
+  const tinted = () => nodes.map((node) => node.style.background !== "");
+  expect(tinted()).toEqual([true, false, false, true]);
+  store.select({ position: 3 });
+  store.flush();
+  expect(tinted()).toEqual([false, false, false, false]);
+});
+
+test("new tokens replace the old ones and keep the marks of the selection", () => {
+  mount(["a", "b", "c", "d"]);
+  store.set({ tokens: { labels: ["x", "y", "z"], marks: [0, 2, 1], indexed: false } });
+  store.flush();
+  expect(tokens().map((node) => node.textContent)).toEqual(["x", "y", "z"]);
+  expect(withClass("ess-special")).toEqual([1]);
+  expect(withClass("ess-mark")).toEqual([2]);
+  expect(withClass("ess-here")).toEqual([2]);
+  store.set({ tokens: null });
+  store.flush();
+  expect(tokens()).toEqual([]);
+});
