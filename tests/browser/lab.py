@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -19,10 +21,8 @@ from typing import Any
 from playwright.sync_api import Locator, Page
 
 import ess_widgets
-from ess_widgets.cli import free_port
 from ess_widgets.demo.server import arguments
 
-TOKEN = "test-token"
 SECONDS = 120.0
 
 # `lab` in the page: what the methods below call. JupyterLab exposes its application as `window.jupyterapp`.
@@ -77,8 +77,11 @@ class Server:
         self.notebooks = directory / "notebooks"
         self.notebooks.mkdir(parents=True)
         self.log = directory / "server.log"
-        self.port = free_port(18888)
+        with socket.socket() as probe:  # any free port; other runs of these tests may be starting too
+            probe.bind(("localhost", 0))
+            self.port = probe.getsockname()[1]
         self.url = f"http://localhost:{self.port}"
+        self.token = secrets.token_hex(16)
         private = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
         environment = dict(os.environ)
         for name in private:
@@ -89,7 +92,7 @@ class Server:
         root = str(Path(ess_widgets.__file__).parents[1])  # the kernels import what these tests import
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "jupyterlab", "--LabApp.expose_app_in_browser=True"]
-        command += arguments(self.notebooks, port=self.port, browser=False, token=TOKEN)
+        command += arguments(self.notebooks, port=self.port, browser=False, token=self.token)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=directory)
         self._wait_until_up()
@@ -106,7 +109,7 @@ class Server:
 
     def get(self, path: str) -> Any:
         """The server's answer to ``GET path``, from JSON."""
-        request = urllib.request.Request(self.url + path, headers={"Authorization": f"token {TOKEN}"})
+        request = urllib.request.Request(self.url + path, headers={"Authorization": f"token {self.token}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
@@ -245,7 +248,7 @@ class Lab:
 
     def load(self) -> None:
         """Load the page (again) and wait until JupyterLab is ready."""
-        self.page.goto(f"{self.server.url}/lab?token={TOKEN}&reset")
+        self.page.goto(f"{self.server.url}/lab?token={self.server.token}&reset")
         self.page.wait_for_function("() => window.jupyterapp && jupyterapp.restored.then(() => true)")
         self.page.evaluate("() => jupyterapp.shell.collapseLeft()")
 
