@@ -31,12 +31,12 @@ const signedDark = "#fedeff #d6a5ec #a276c3 #6a5182 #323233 #37644e #46976e #6cc
 
 /** Colour of |T|, for 0 … 1. */
 export function sequential(theme: Theme): (t: number) => string {
-  return piecewise(interpolateLab, theme.dark ? sequentialDark : sequentialLight);
+  return piecewise(interpolateLab, theme.dark ? sequentialDark : sequentialLight) as (t: number) => string;
 }
 
 /** Colour of a signed weight, for −1 … 1. */
 export function signed(theme: Theme): (t: number) => string {
-  const colour = piecewise(interpolateLab, theme.dark ? signedDark : signedLight);
+  const colour = piecewise(interpolateLab, theme.dark ? signedDark : signedLight) as (t: number) => string;
   return (t) => colour((t + 1) / 2);
 }
 
@@ -152,7 +152,7 @@ export function heatImage(data: OperatorData, norm: Normalisation, theme: Theme)
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = data.side;
   const pixels = heatPixels(data, norm, theme);
-  const bytes = new Uint8ClampedArray(pixels.buffer as ArrayBuffer);
+  const bytes = new Uint8ClampedArray(pixels.buffer);
   if (data.side > 0) canvas.getContext("2d")?.putImageData(new ImageData(bytes, data.side), 0, 0);
   return canvas;
 }

@@ -1,22 +1,35 @@
 /** Token labels as they can be drawn: untrusted text, on one line, with invisible characters visible. */
 
-const visible: Record<string, string> = { "\n": "↵", "\r": "␍", "\t": "⇥", " ": "·", "\u00a0": "·" };
+const visible: Record<string, string> = { "\n": "↵", "\r": "←", "\t": "⇥", " ": "·", "\u00a0": "·" };
 
-/** Controls, and what reorders or hides its surroundings: bidi marks and overrides, zero-width characters. */
-const hidden =
-  // eslint-disable-next-line no-control-regex
-  /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb]/u;
+/** Controls, and what reorders or hides its surroundings: bidi marks and overrides, zero-width characters, tags. */
+const hidden: readonly (readonly [number, number])[] = [
+  [0x00, 0x1f],
+  [0x7f, 0x9f],
+  [0xad, 0xad],
+  [0x61c, 0x61c],
+  [0x180e, 0x180e],
+  [0x200b, 0x200f],
+  [0x2028, 0x202e],
+  [0x2060, 0x206f],
+  [0xfe00, 0xfe0f],
+  [0xfeff, 0xfeff],
+  [0xfff9, 0xfffb],
+  [0xe0000, 0xe0fff],
+];
 const combining = /\p{M}/u;
+const pictograph = /[\p{Extended_Pictographic}\p{Emoji_Modifier}]/u;
+/** Joins pictographs into one, or chooses their look: harmless where there is one before it. */
+const joining = new Set(["\u200d", "\ufe0f"]);
 const maximum = 200;
 
 function showCharacter(character: string): string {
   const replacement = visible[character];
   if (replacement !== undefined) return replacement;
   const code = character.codePointAt(0)!;
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  if (code === 0x7f) return "␡";
   if (code >= 0xd800 && code <= 0xdfff) return "\ufffd";
-  if (hidden.test(character)) return `‹${code.toString(16).toUpperCase().padStart(4, "0")}›`;
+  if (hidden.some(([from, to]) => code >= from && code <= to))
+    return `‹${code.toString(16).toUpperCase().padStart(2, "0")}›`;
   return character;
 }
 
@@ -25,16 +38,26 @@ export function displayLabel(label: string): string {
   let text = "";
   let marks = 0;
   let count = 0;
+  let before = "";
   for (const character of label) {
     if (++count > maximum) return `${text}…`;
-    if (combining.test(character)) {
+    if (combining.test(character) && !joining.has(character)) {
       // A mark with nothing to stand on, or a heap of them, would draw over its neighbours.
       if (++marks > 2) continue;
       if (text === "") text = "\u25cc";
     } else marks = 0;
-    text += showCharacter(character);
+    const joins = joining.has(character) && (pictograph.test(before) || joining.has(before));
+    text += joins ? character : showCharacter(character);
+    before = character;
   }
   return text === "" ? "∅" : text;
+}
+
+/** A label for an axis: of special tokens such as `<|endoftext|>` the name alone, as their colour says what they are. */
+export function axisLabel(label: string, mark: number): string {
+  const text = displayLabel(label);
+  const name = mark > 1 ? /^(?:<\|?|\[)([\p{L}\p{N}_ ·-]+)(?:\|?>|\])$/u.exec(text)?.[1] : undefined;
+  return name ?? text;
 }
 
 /** The longest beginning of `text` that is at most `width` wide, with an ellipsis where it is cut. */

@@ -9,6 +9,8 @@ import { withAlpha } from "./theme";
 type Context = CanvasRenderingContext2D;
 
 const labelGap = 12.5;
+/** Columns as wide as this carry their labels level. */
+const level = 56;
 
 /** To whole device pixels, so that lines are sharp. */
 export function snap(value: number, ratio: number): number {
@@ -55,16 +57,25 @@ export function columnLabels(context: Context, frame: Frame, top: number): void 
     context.fillStyle = theme.muted;
     context.textAlign = "center";
     for (const index of indexTicks(x, frame.length, 44)) {
-      if (x.shows(index)) context.fillText(frame.labels[index]!, x.at(index + 0.5), top + 9);
+      if (x.shows(index)) context.fillText(frame.names[index]!, x.at(index + 0.5), top + 9);
     }
     return;
   }
   const room = columnLabelHeight(frame) - 4;
+  if (x.cell >= level) {
+    context.textAlign = "center";
+    for (let index = Math.floor(x.start); index < Math.min(x.end, frame.length); index++) {
+      if (!x.shows(index)) continue;
+      context.fillStyle = labelColour(frame, index);
+      context.fillText(fit(context, frame.names[index]!, x.cell - 8), x.at(index + 0.5), top + 9);
+    }
+    return;
+  }
   for (const index of thinLabels(x, frame.length, labelGap, frame.marks)) {
     context.fillStyle = labelColour(frame, index);
     turned(context, x.at(index + 0.5), top + 2, () => {
       context.textAlign = "right";
-      context.fillText(fit(context, frame.labels[index]!, room), 0, 0);
+      context.fillText(fit(context, frame.names[index]!, room), 0, 0);
     });
   }
 }
@@ -78,13 +89,13 @@ export function rowLabels(context: Context, frame: Frame, y: Axis, right: number
   if (frame.indexed) {
     context.fillStyle = theme.muted;
     for (const index of indexTicks(y, frame.length, 30)) {
-      if (y.shows(index)) context.fillText(frame.labels[index]!, right, y.at(index + 0.5));
+      if (y.shows(index)) context.fillText(frame.names[index]!, right, y.at(index + 0.5));
     }
     return;
   }
   for (const index of thinLabels(y, frame.length, labelGap, frame.marks)) {
     context.fillStyle = labelColour(frame, index);
-    context.fillText(fit(context, frame.labels[index]!, right - 4), right, y.at(index + 0.5));
+    context.fillText(fit(context, frame.names[index]!, right - 4), right, y.at(index + 0.5));
   }
 }
 
@@ -111,7 +122,7 @@ export function markColumn(context: Context, frame: Frame, top: number): void {
   context.fillStyle = theme.bg;
   context.font = font(theme, small, 600);
   if (frame.indexed) {
-    const text = frame.labels[position]!;
+    const text = frame.names[position]!;
     const width = context.measureText(text).width;
     const centre = x.at(position + 0.5);
     context.fillRect(centre - width / 2 - 14, top, width + 28, 18);
@@ -120,12 +131,19 @@ export function markColumn(context: Context, frame: Frame, top: number): void {
     context.fillText(text, centre, top + 9);
     return;
   }
+  if (x.cell >= level) {
+    context.fillRect(x.at(position) + 2, top, x.cell - 4, 18);
+    context.fillStyle = theme.accent;
+    context.textAlign = "center";
+    context.fillText(fit(context, frame.names[position]!, x.cell - 8), x.at(position + 0.5), top + 9);
+    return;
+  }
   const [from, to] = clearing(frame, x, position);
   context.fillRect(from, top, to - from, room);
   context.fillStyle = theme.accent;
   turned(context, x.at(position + 0.5), top + 2, () => {
     context.textAlign = "right";
-    context.fillText(fit(context, frame.labels[position]!, room - 4), 0, 0);
+    context.fillText(fit(context, frame.names[position]!, room - 4), 0, 0);
   });
 }
 
@@ -140,7 +158,7 @@ export function markRow(context: Context, frame: Frame, y: Axis, right: number):
   context.font = font(theme, small, 600);
   context.fillStyle = theme.accent;
   context.textAlign = "right";
-  context.fillText(fit(context, frame.labels[position]!, right - 4), right, centre);
+  context.fillText(fit(context, frame.names[position]!, right - 4), right, centre);
 }
 
 /** Positions of delimiters to draw: special ones always, punctuation where there is room. */
@@ -167,8 +185,11 @@ export function delimiterLines(
   context.strokeStyle = frame.theme.delimiter;
   context.lineWidth = 1;
   context.setLineDash([1, 3]);
-  for (const index of delimiters(frame, axis)) {
-    context.globalAlpha = (frame.marks[index] ?? 0) > 1 ? 0.9 : 0.6;
+  const shown = delimiters(frame, axis);
+  // Many of them are a pattern to sense, not lines to read.
+  const strength = Math.max(0.3, Math.min(1, 12 / shown.length));
+  for (const index of shown) {
+    context.globalAlpha = strength * ((frame.marks[index] ?? 0) > 1 ? 0.9 : 0.65);
     draw(snap(axis.at(index), frame.ratio) + 0.5 / frame.ratio, index);
   }
   context.restore();
@@ -183,7 +204,7 @@ export function spanBand(context: Context, frame: Frame, plot: Box): void {
   if (to <= from) return;
   context.fillStyle = frame.theme.span;
   context.fillRect(from, plot.top, to - from, plot.bottom - plot.top);
-  context.fillStyle = withAlpha(frame.theme.accent, 0.7);
+  context.fillStyle = withAlpha(frame.theme.span, 0.9);
   for (const edge of [from, to]) context.fillRect(edge - 0.5, plot.top, 1, plot.bottom - plot.top);
 }
 
@@ -240,7 +261,7 @@ export function limitAt(frame: Frame, position: number): number | null {
   return data[settings.against][selection.head * data.length + position] ?? null;
 }
 
-export const flagHeight = 22;
+export const flagHeight = 24;
 
 /** The flag: position, token and ESS, riding on the hair-line within the plot's width. */
 export function drawFlag(context: Context, frame: Frame, top: number): void {
@@ -251,10 +272,10 @@ export function drawFlag(context: Context, frame: Frame, top: number): void {
   const parts = flagParts(context, frame, available - 16);
   const width = partsWidth(context, theme, parts) + 16;
   const left = Math.max(4, Math.min(frame.width - 4 - width, x - width / 2));
-  plate(context, withAlpha(theme.accent, theme.dark ? 0.2 : 0.1), left, top, width, flagHeight - 4);
-  drawParts(context, theme, parts, left + 8, top + (flagHeight - 4) / 2 + 0.5);
+  plate(context, withAlpha(theme.accent, theme.dark ? 0.18 : 0.06), left, top, width, 18);
+  drawParts(context, theme, parts, left + 8, top + 9.5);
   context.fillStyle = theme.accent;
-  context.fillRect(left, top + flagHeight - 5, width, 1.25);
+  context.fillRect(left, top + 17, width, 1.25);
   const stem = Math.max(1, Math.round(1.25 * frame.ratio) / frame.ratio);
-  context.fillRect(snap(x - stem / 2, frame.ratio), top + flagHeight - 5, stem, 5);
+  context.fillRect(snap(x - stem / 2, frame.ratio), top + 17, stem, flagHeight - 16);
 }

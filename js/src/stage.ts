@@ -3,7 +3,7 @@ import { Axis, nearestPosition, pan, windows, zoomAt } from "./axis";
 import { Layers, onResize } from "./canvas";
 import { curveReader, type Curve } from "./curve";
 import { attachGestures } from "./gestures";
-import { displayLabel } from "./labels";
+import { axisLabel, displayLabel } from "./labels";
 import type { State, Zoom } from "./state";
 import type { Store } from "./store";
 import { onThemeChange, readTheme, sameTheme, type Theme } from "./theme";
@@ -29,6 +29,8 @@ export interface Frame {
   window: Zoom;
   /** Drawable labels and marks, one per position; `indexed` where labels are only the indices. */
   labels: string[];
+  /** The same for axes, shorter where a token is special. */
+  names: string[];
   marks: number[];
   indexed: boolean;
   curve: Curve | null;
@@ -80,7 +82,6 @@ const shownKeys = [
 ] as const;
 
 const hintTime = 1600;
-const noTokens: { labels: string[]; marks: number[] } = { labels: [], marks: [] };
 
 function margin(width: number, rowLabels: boolean, indexed: boolean): number {
   if (!rowLabels) return 44;
@@ -115,10 +116,18 @@ export function mountStage(root: HTMLElement, store: Store, options: StageOption
   let hint: ReturnType<typeof setTimeout> | null = null;
   let queued: number | null = null;
   let describing: ReturnType<typeof setTimeout> | null = null;
-  let tokens: { source: State["tokens"]; length: number; labels: string[]; marks: number[] } = {
+  let tokens: {
+    source: State["tokens"];
+    length: number;
+    labels: string[];
+    names: string[];
+    marks: number[];
+  } = {
     source: null,
     length: -1,
-    ...noTokens,
+    labels: [],
+    names: [],
+    marks: [],
   };
   const painted = new Map<Panel, unknown[]>();
   const readCurve = curveReader();
@@ -132,7 +141,13 @@ export function mountStage(root: HTMLElement, store: Store, options: StageOption
       const fits = source?.labels.length === length;
       const raw = fits ? source.labels : Array.from({ length }, (_, index) => String(index));
       const marks = fits ? source.marks : [];
-      tokens = { source, length, labels: raw.map(displayLabel), marks };
+      tokens = {
+        source,
+        length,
+        labels: raw.map(displayLabel),
+        names: raw.map((label, k) => axisLabel(label, marks[k] ?? 0)),
+        marks,
+      };
     }
     const fits = state.tokens?.labels.length === length;
     const indexed = !fits || state.tokens?.indexed === true;
@@ -149,6 +164,7 @@ export function mountStage(root: HTMLElement, store: Store, options: StageOption
       x: new Axis(left, right, window.x[0], Math.max(window.x[1], window.x[0] + 1e-6)),
       window,
       labels: tokens.labels,
+      names: tokens.names,
       marks: tokens.marks,
       indexed,
       curve: readCurve(state, length),

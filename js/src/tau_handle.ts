@@ -4,8 +4,8 @@ import type { Theme } from "./theme";
 export interface TauHandle {
   element: HTMLElement;
   place(at: { left: number; width: number; y: number; text: string; value: number; theme: Theme }): void;
-  hide(): void;
-  remove(): void;
+  hide: () => void;
+  remove: () => void;
 }
 
 /** Thresholds lie on a grid of twentieths of a decade. */

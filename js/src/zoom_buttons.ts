@@ -2,15 +2,15 @@
 import type { Theme } from "./theme";
 
 export interface ZoomButtons {
-  place(corner: { right: number; top: number }, zoomed: boolean, theme: Theme, shown: boolean): void;
-  remove(): void;
+  place: (corner: { right: number; top: number }, zoomed: boolean, theme: Theme, shown: boolean) => void;
+  remove: () => void;
 }
 
 export const buttonSize = 22;
 
 export function zoomButtons(
   parent: HTMLElement,
-  on: { zoom(factor: number): void; reset(): void },
+  on: { zoom: (factor: number) => void; reset: () => void },
 ): ZoomButtons {
   const group = document.createElement("div");
   group.style.cssText = "position:absolute;display:flex;gap:2px;flex-direction:row-reverse";

@@ -29,15 +29,17 @@ import { mountStage, type Box, type Frame, type Panel } from "../stage";
 import type { OperatorData, State } from "../state";
 import type { Store } from "../store";
 import { drawParts, fit, font, matrixName, normal, partsWidth, plate, small, type Part } from "../text";
-import { withAlpha, type Theme } from "../theme";
+import { withAlpha } from "../theme";
 import { currentMode, followVectors, largest } from "../vectors";
 
 type Context = CanvasRenderingContext2D;
 
-const strip = 16;
+const strip = 14;
 const stripGap = 3;
 const barHeight = 40;
 const highestPlot = 640;
+/** Above the plot, for the upper half of the first row's label. */
+const headroom = 7;
 
 export class OperatorPanel implements Panel {
   plot: Box = { left: 0, top: 0, right: 0, bottom: 0 };
@@ -53,7 +55,7 @@ export class OperatorPanel implements Panel {
 
   place(frame: Frame, top: number): number {
     this.top = top;
-    const start = top + (this.alone ? flagHeight + 4 : 0);
+    const start = top + (this.alone ? flagHeight + 4 : headroom);
     const width = frame.x.to - frame.x.from;
     const height = Math.round(Math.min(width, highestPlot));
     this.plot = { left: frame.x.from, right: frame.x.to, top: start, bottom: start + height };
@@ -163,7 +165,7 @@ export class OperatorPanel implements Panel {
     context.fillStyle = theme.muted;
     context.textAlign = "right";
     context.fillText("input →", this.plot.left - 8, this.labelTop + (frame.indexed ? 9 : 12));
-    turnedText(context, "output ↓", this.plot.left - stripGap - strip / 2, this.plot.top + 2);
+    turnedText(context, "← output", this.plot.left - stripGap - strip / 2, this.plot.top + 2);
   }
 
   private skeleton(context: Context, frame: Frame): void {
@@ -202,7 +204,7 @@ export class OperatorPanel implements Panel {
     context.textAlign = "center";
     let end = -Infinity;
     for (const value of barTicks(norm)) {
-      const at = this.barAt(value, theme);
+      const at = this.barAt(value);
       const text = norm.scale === "log" && value !== 0 ? signedPower(value) : formatNumber(value);
       const half = context.measureText(text).width / 2;
       if (at - half < end + 6) continue;
@@ -220,7 +222,7 @@ export class OperatorPanel implements Panel {
     }
   }
 
-  private barAt(value: number, _theme: Theme): number {
+  private barAt(value: number): number {
     const { bar, norm } = this;
     const t = norm ? placeValue(norm, value) : 0;
     const share = norm?.signed ? (t + 1) / 2 : t;
@@ -283,10 +285,12 @@ export class OperatorPanel implements Panel {
     const end = Math.min(span[1], length);
     const [x1, x2] = [span[0], end].map((value) => snap(x.clamped(value), ratio)) as [number, number];
     const [y1, y2] = [span[0], end].map((value) => snap(y.clamped(value), ratio)) as [number, number];
+    context.globalAlpha = 0.4;
     context.fillStyle = theme.span;
     context.fillRect(x1, plot.top, x2 - x1, plot.bottom - plot.top);
+    context.globalAlpha = 1;
     // Brackets on both edges, where the tokens are named.
-    context.fillStyle = withAlpha(theme.accent, 0.7);
+    context.fillStyle = withAlpha(theme.span, 0.9);
     context.fillRect(x1, plot.bottom + 1, x2 - x1, 2);
     context.fillRect(plot.left - 3, y1, 2, y2 - y1);
     for (const edge of [x1, x2]) context.fillRect(edge - 0.5, plot.top, 1, plot.bottom - plot.top);
@@ -299,13 +303,16 @@ export class OperatorPanel implements Panel {
     const at = hairLine(frame);
     if (position === null || at === null || position === 0) return;
     const name = matrixName(theme.accent, position);
-    const words: Part[] = [{ text: "past → present and future", colour: theme.fg, space: 8 }];
+    const words = (text: string): Part => ({ text, colour: theme.fg, space: 8 });
     const height = 20;
-    for (const parts of [[...name, ...words], name]) {
+    for (const text of ["past → present and future", "past → future", ""]) {
+      const parts = text === "" ? name : [...name, words(text)];
       const width = partsWidth(context, theme, parts) + 4;
       let left = Math.min(at + 8, plot.right - width);
       // Up to where the row of the label's left end leaves the triangle.
-      let top = Math.min(y.at(position), y.at(Math.max(0, x.invert(left - 4)))) - height - 1;
+      const beside = y.at(position) - height - 1;
+      let top = Math.min(beside, y.at(Math.max(0, x.invert(left - 4))) - height - 1);
+      if (text !== "" && beside - top > 14) continue;
       if (top < plot.top + 2) {
         top = plot.top + 2;
         left = Math.max(left, x.at(y.invert(top + height)) + 6);
@@ -314,8 +321,8 @@ export class OperatorPanel implements Panel {
       const free =
         !reading || top >= reading.bottom + 2 || left + width <= reading.left - 6 || left >= reading.right;
       if (!fits || !free) continue;
-      const zoomed = frame.state.zoom !== null;
-      if (zoomed) plate(context, withAlpha(theme.bg, 0.9), left - 4, top + 1, width + 8, height - 2);
+      if (frame.state.zoom)
+        plate(context, withAlpha(theme.bg, 0.9), left - 4, top + 1, width + 8, height - 2);
       drawParts(context, theme, parts, left, top + height / 2);
       return;
     }
@@ -381,7 +388,7 @@ export class OperatorPanel implements Panel {
 
   private pointOnBar(context: Context, frame: Frame, value: number): void {
     const { bar } = this;
-    const at = this.barAt(value, frame.theme);
+    const at = this.barAt(value);
     context.fillStyle = frame.theme.fg;
     context.beginPath();
     context.moveTo(at, bar.top + 1);
@@ -432,7 +439,8 @@ export class OperatorPanel implements Panel {
     context.font = font(theme, small, 600);
     context.fillStyle = theme.fg;
     context.textAlign = "right";
-    context.fillText("carried from", plot.left - 6, middle);
+    const caption = context.measureText("carried from").width <= plot.left - 8 ? "carried from" : "from";
+    context.fillText(caption, plot.left - 6, middle);
     if (y.clamped(position) - plot.top > 52) {
       turnedText(context, "goes to", centre, y.clamped(position) - 4, "left");
     }

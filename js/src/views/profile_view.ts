@@ -26,6 +26,8 @@ type Context = CanvasRenderingContext2D;
 
 const titleHeight = 20;
 const tickHeight = 20;
+/** Heads that go much higher than the selected one may leave the plot, so that its dips stay visible. */
+const mostAbove = 5;
 
 /** Rounds up to a number that makes quiet axes: 1, 2, 3, 4, 5, 6, 8 times a power of ten. */
 export function niceTop(value: number): number {
@@ -98,11 +100,10 @@ export class ProfilePanel implements Panel {
     const data = selectedProfile(state);
     const limits = data?.length === length ? this.limits(frame, data) : null;
     const shape = limits ? largestOf(limits.ceiling) : Math.floor(length / 2);
-    const curves = Math.max(
-      largestOf(curve?.values ?? []),
-      data?.length === length ? largestOf(data.ess) : 0,
-    );
-    const wanted = curves > 0 ? Math.min(niceTop(Math.max(curves * 1.15, 2)), shape * 1.08) : shape * 1.08;
+    const own = largestOf(curve?.values ?? []);
+    const all = data?.length === length && data.kind === state.settings.kind ? largestOf(data.ess) : 0;
+    const curves = own > 0 ? Math.max(own, Math.min(all, mostAbove * Math.max(own, 2))) : all;
+    const wanted = curves > 0 ? Math.min(niceTop(Math.max(curves * 1.15, 2)), shape * 1.14) : shape * 1.14;
     const key = `${state.selection.layer} ${length} ${state.settings.kind}`;
     const keep = key === this.shown.key && wanted <= this.shown.top && wanted > this.shown.top * 0.4;
     if (!keep) this.shown = { key, top: Math.max(wanted, 1) };
@@ -132,6 +133,7 @@ export class ProfilePanel implements Panel {
     context.clip();
     if (fits) this.shade(context, frame, fits);
     delimiterLines(context, frame, frame.x, (x) => line(context, x, plot.top, x, plot.bottom + tickHeight));
+    if (fits) this.nameLimit(context, frame, fits);
     if (fits) this.others(context, frame, fits);
     const { curve } = frame;
     if (curve) {
@@ -213,7 +215,8 @@ export class ProfilePanel implements Panel {
     context.fillStyle = theme.muted;
     context.textAlign = "right";
     for (const tick of y.ticks(plot.bottom - plot.top < 130 ? 3 : 4)) {
-      if (!Number.isInteger(tick) && y.domain()[1]! > 3) continue;
+      if (!Number.isInteger(tick) && (y.domain()[1]! > 3 || frame.state.settings.kind === "tolerance"))
+        continue;
       const at = snap(y(tick), ratio) + 0.5 / ratio;
       line(context, plot.left - 4, at, plot.left, at);
       context.fillText(String(tick), plot.left - 7, y(tick));
@@ -278,6 +281,8 @@ export class ProfilePanel implements Panel {
   }
 
   private others(context: Context, frame: Frame, data: ProfileData): void {
+    // Another kind is another quantity; another τ is only out of date.
+    if (data.kind !== frame.state.settings.kind) return;
     context.strokeStyle = frame.theme.seriesFaint;
     context.lineWidth = 1;
     context.globalAlpha = sameMeasure(data, frame.state.settings) ? 0.9 : 0.3;
@@ -305,36 +310,64 @@ export class ProfilePanel implements Panel {
     for (let i = 0; i <= length; i++) context.lineTo(x.at(i), y(i < length ? ceiling[i]! : 0));
     context.stroke();
 
-    const differs = size.some((value, i) => value > ceiling[i]! + 1e-6 && value <= y.domain()[1]!);
-    if (differs || frame.state.settings.against === "state_size") {
-      context.strokeStyle = theme.muted;
-      context.setLineDash([5, 3]);
-      context.beginPath();
-      for (let i = 0; i < length; i++) context.lineTo(x.at(i), y(size[i]!));
-      context.stroke();
-      context.setLineDash([]);
+    // The state where it is more than the shape of H lets through.
+    context.strokeStyle = theme.muted;
+    context.setLineDash([5, 3]);
+    context.beginPath();
+    let pen = false;
+    for (let i = 0; i < length; i++) {
+      const above =
+        size[i]! > ceiling[i]! + 1e-6 || (i + 1 < length && size[i + 1]! > ceiling[i + 1]! + 1e-6);
+      if (above && pen) context.lineTo(x.at(i), y(size[i]!));
+      else if (above) context.moveTo(x.at(i), y(size[i]!));
+      pen = above;
     }
-    const names = differs
-      ? ["ceiling  min(TSS, i, L − i)", "ceiling"]
-      : ["ceiling  min(TSS, i, L − i)", "ceiling"];
+    context.stroke();
+    context.setLineDash([]);
+  }
+
+  /** Names the limits where there is room in the shading. */
+  private nameLimit(context: Context, frame: Frame, data: ProfileData): void {
+    const { plot, y } = this;
+    const { theme, length, x } = frame;
+    const { ceiling, size } = this.limits(frame, data);
+    const at = (i: number) => Math.max(plot.top - 4, y(i < length ? ceiling[i]! : 0));
     context.font = font(theme);
-    context.fillStyle = theme.muted;
     context.textAlign = "left";
-    for (const name of names) {
-      const width = context.measureText(name).width;
-      const place = this.room(frame, width, at);
+    const write = (text: string, box: Box) => {
+      context.fillStyle = theme.shade;
+      context.fillRect(box.left - 3, box.top, box.right - box.left + 6, box.bottom - box.top);
+      context.fillStyle = theme.muted;
+      context.fillText(text, box.left, (box.top + box.bottom) / 2);
+    };
+    for (const name of ["ceiling  min(TSS, i, L − i)", "ceiling"]) {
+      const place = this.room(frame, context.measureText(name).width, at);
       if (!place) continue;
-      context.fillText(name, place.left, (place.top + place.bottom) / 2);
+      write(name, place);
       this.limitLabel = place;
-      return;
+      break;
     }
+    // Right of where the dashed line leaves the plot or, where it is level, above its end.
+    const seen = Array.from({ length }, (_, i) => i).filter(
+      (i) => size[i]! > ceiling[i]! + 1e-6 && y(size[i]!) > plot.top + 16 && x.shows(i),
+    );
+    const last = seen[seen.length - 1];
+    if (last === undefined) return;
+    const width = context.measureText("TSS").width;
+    const left = Math.min(x.at(last) + 6, plot.right - width - 6);
+    const middle = Math.max(plot.top + 10, y(size[last]!) - 9);
+    const box = { left, right: left + width, top: middle - 7, bottom: middle + 7 };
+    const label = this.limitLabel;
+    const collides =
+      label !== null && box.left < label.right + 4 && box.right > label.left - 4 && box.top < label.bottom;
+    if (!collides && at(Math.min(length, Math.ceil(x.invert(box.right)))) > box.bottom) write("TSS", box);
   }
 
   /** A place for a label of this width in the shading, the widest corner first. */
   private room(frame: Frame, width: number, at: (i: number) => number): Box | null {
     const { plot } = this;
     const { x, length } = frame;
-    const [top, bottom] = [plot.top + 5, plot.top + 18];
+    const [top, bottom] = [plot.top + 2, plot.top + 15];
     const free = (left: number) => {
       const from = Math.max(0, Math.floor(x.invert(left - 4)));
       const to = Math.min(length, Math.ceil(x.invert(left + width + 4)));

@@ -47,7 +47,7 @@ export function spectrumRanges(data: SpectrumData, kind: Kind): Ranges {
       if (k >= count) count = k + 1;
     }
   }
-  const bottom = Math.min(Math.floor(Math.log10(least)), top - 2);
+  const bottom = Math.min(Math.floor(Math.log10(least)), top - 4);
   return { low: 10 ** bottom, high: kind === "entropy" ? 1 : Math.min(10 ** top, largest * 2.2), count };
 }
 
@@ -241,7 +241,8 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
       if (value < ranges.low) break;
       const top = y(value);
       const share = Math.max(0, Math.min(1, now.ess - k));
-      const [left, width] = [x(k) + gap / 2, pitch - gap];
+      const left = snap(x(k) + gap / 2, layers.ratio);
+      const width = Math.max(snap(x(k + 1) - gap / 2, layers.ratio) - left, 1 / layers.ratio);
       // For the entropy the strong part is as wide as the effective rank.
       context.fillStyle = theme.seriesFaint;
       if (share < 1) context.fillRect(left + width * share, top, width * (1 - share), plot.bottom - top);
@@ -258,22 +259,21 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
   function header(context: CanvasRenderingContext2D, now: Scene): void {
     const { settings, selection } = store.state;
     const of = allowed(now);
-    const room = layers.width - 16;
-    const what: Part[] =
-      settings.kind === "entropy"
-        ? [
-            { text: formatEss(now.ess), colour: theme.series, size: normal, weight: 650, space: 10 },
-            { text: `effective rank, of ${of}`, colour: theme.muted, size: normal, space: 5 },
-          ]
-        : [
-            { text: String(now.ess), colour: theme.series, size: normal, weight: 650, space: 10 },
-            { text: `of ${of} kept`, colour: theme.muted, size: normal, space: 5 },
-          ];
-    const title: Part = { text: "singular values of", colour: theme.fg, size: normal };
+    const room = layers.width - 4;
     const name = matrixName(theme.accent, now.position);
-    name[0]!.space = 5;
-    const full = [title, ...name, ...what];
-    drawParts(context, theme, partsWidth(context, theme, full) <= room ? full : [...name, ...what], 8, 13);
+    const number = formatEss(now.ess);
+    const entropy = settings.kind === "entropy";
+    const sentence = (verb: string, rest: string): Part[] => [
+      ...name,
+      { text: verb, colour: theme.muted, size: normal, space: 6 },
+      { text: number, colour: theme.series, size: normal, weight: 650, space: 5 },
+      { text: rest, colour: theme.muted, size: normal, space: 5 },
+    ];
+    const wordings = entropy
+      ? [sentence("has effective rank", `of ${of} possible`), sentence("rank", `of ${of}`)]
+      : [sentence("keeps", `of ${of} singular values`), sentence("keeps", `of ${of}`)];
+    const fitting = wordings.find((parts) => partsWidth(context, theme, parts) <= room) ?? name;
+    drawParts(context, theme, fitting, 2, 11);
 
     const { mode } = selection;
     const axis = settings.kind === "entropy" ? "p = σ / Σσ" : "σ";
@@ -289,7 +289,7 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
     } else if (over)
       second.push({ text: "point at one to see what it carries", colour: theme.muted, space: 12 });
     while (second.length > 1 && partsWidth(context, theme, second) > room) second.pop();
-    drawParts(context, theme, second, 8, 33);
+    drawParts(context, theme, second, 2, 31);
   }
 
   function rankMark(context: CanvasRenderingContext2D, now: Scene): void {
@@ -320,18 +320,22 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
   }
 
   function drawNote(context: CanvasRenderingContext2D, text: string): void {
+    const waiting = selectedSpectrum(store.state) === null;
+    const [left, right] = waiting ? [8, layers.width - 8] : [plot.left + 8, plot.right - 4];
     context.font = font(theme, normal);
-    context.fillStyle = theme.muted;
     context.textAlign = "center";
     const lines: string[] = [];
     for (const word of text.split(" ")) {
       const longer = lines.length > 0 ? `${lines[lines.length - 1]!} ${word}` : word;
-      if (lines.length > 0 && context.measureText(longer).width <= layers.width - 48)
-        lines[lines.length - 1] = longer;
+      const fits = context.measureText(longer).width <= right - left - 16;
+      if (lines.length > 0 && fits) lines[lines.length - 1] = longer;
       else lines.push(word);
     }
-    const first = layers.height / 2 - (lines.length - 1) * 9;
-    lines.forEach((part, k) => context.fillText(part, layers.width / 2, first + 18 * k));
+    const height = 18 * lines.length;
+    const top = (plot.top + plot.bottom - height) / 2;
+    plate(context, theme.bg, left, top - 8, right - left, height + 16);
+    context.fillStyle = theme.muted;
+    lines.forEach((part, k) => context.fillText(part, (left + right) / 2, top + 9 + 18 * k));
   }
 
   /** Selects the singular value at a pixel; `py` null where only the column counts. */
