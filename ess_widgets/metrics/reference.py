@@ -233,10 +233,10 @@ def from_spectrum(sigma: Any, kind: Kind = "entropy", tol: float = 1e-3, relativ
     tol = check_tol(tol)
     sigma = require_float(as_tensor(sigma, "sigma"), "sigma")
     if sigma.shape[-1] == 0:
-        return sigma.new_zeros(sigma.shape[:-1])
+        return torch.zeros(sigma.shape[:-1], dtype=sigma.dtype, device=sigma.device)
     if not bool(torch.isfinite(sigma).all()):
         raise ValueError(
-            "singular values overflowed or are NaN: scale the operator down, its entries are too large."
+            "singular values overflowed or are NaN: T has entries too large to decompose, scale it down."
         )
     largest = sigma.amax(dim=-1, keepdim=True)
     if kind == "tolerance":

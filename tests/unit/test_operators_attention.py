@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import ess_widgets as ew
 from ess_widgets.operators import softmax_attention
@@ -109,17 +110,37 @@ def test_half_precision_is_cast_up_before_the_product(qkv: tuple[Tensor, ...], d
     assert softmax_attention(q, k.double()).dtype is torch.float64
 
 
-def test_autocast_and_reduced_products_do_not_reach_the_scores(qkv: tuple[Tensor, ...]) -> None:
+def test_autocast_does_not_reach_the_scores(qkv: tuple[Tensor, ...]) -> None:
     q, k, _ = (x.float() for x in qkv)
     plain = softmax_attention(q, k).matrix()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(softmax_attention(q, k).matrix(), plain)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("highest", torch.float32), ("medium", torch.float64)])
+def test_scores_avoid_reduced_products(qkv: tuple[Tensor, ...], precision: str, dtype: torch.dtype) -> None:
+    """Where float32 products may be TF32 or bf16 inside, they are taken in float64."""
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (Tensor.__matmul__, torch.matmul, Tensor.matmul):
+                products.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    products: list[torch.dtype] = []
+    q, k, _ = (x.float() for x in qkv)
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(precision)
     try:
-        torch.testing.assert_close(softmax_attention(q, k).matrix(), plain, rtol=1e-5, atol=1e-6)
+        with Watch():
+            T = softmax_attention(q, k).matrix()
     finally:
         torch.set_float32_matmul_precision(before)
+    assert products == [dtype]
+    assert T.dtype is torch.float32
+    torch.testing.assert_close(
+        T.double(), softmax_attention(*(x.double() for x in (q, k))).matrix(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_soft_capping(qkv: tuple[Tensor, ...]) -> None:
