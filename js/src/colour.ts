@@ -1,6 +1,6 @@
 /** Colour maps and the normalisation of an operator's entries. */
 import { interpolateLab, piecewise } from "d3-interpolate";
-import { quantileSorted, ticks } from "d3-array";
+import { ticks } from "d3-array";
 import type { OperatorData, Scale } from "./state";
 import { parseColour, type Theme } from "./theme";
 
@@ -83,9 +83,9 @@ export function normalise(data: OperatorData, scale: Scale): Normalisation {
   }
   if (high === 0) high = 1;
   sizes.sort((a, b) => a - b);
-  const small = quantileSorted(sizes, 0.05) ?? high;
+  const small = sizes[Math.floor(sizes.length * 0.05)] ?? high;
   const top = Math.ceil(Math.log10(high) - 1e-9);
-  const bottom = Math.min(Math.max(Math.floor(Math.log10(small)), top - decades), top - 2);
+  const bottom = Math.min(Math.max(Math.floor(Math.log10(small) + 1e-6), top - decades), top - 2);
   return { scale, signed: negative, low: Math.min(10 ** bottom, high / 10), high, notFinite };
 }
 
