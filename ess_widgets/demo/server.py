@@ -8,7 +8,10 @@ from typing import Any
 
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
-__all__ = ["NoDelayConnection", "arguments", "serve"]
+__all__ = ["NoDelayConnection", "arguments", "environment", "serve"]
+
+# Settings of JupyterLab: no question about news, which would cover a corner of the notebook.
+CONFIG = Path(__file__).with_name("jupyter")
 
 
 class NoDelayConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
@@ -31,18 +34,23 @@ def arguments(directory: Path, *, port: int, browser: bool, token: str) -> list[
         "ServerApp.answer_yes": True,  # one Ctrl-C ends it
         "Application.log_level": "WARN",
         "IdentityProvider.token": token,
-        "LabApp.news_url": None,
-        "LabApp.check_for_updates_class": "jupyterlab.handlers.announcements.NeverCheckForUpdate",
     }
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # containers
         options["ServerApp.allow_root"] = True
     return [f"--{name}={value}" for name, value in options.items()]
 
 
+def environment() -> dict[str, str]:
+    """Environment variables that the server takes its settings from; what the user has set stays."""
+    paths = [str(CONFIG), os.environ.get("JUPYTER_CONFIG_PATH")]
+    return {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, paths))}
+
+
 def serve(notebook: Path, *, port: int, browser: bool, token: str) -> None:
     """Run JupyterLab on ``notebook`` until Ctrl-C."""
     from jupyterlab.labapp import LabApp
 
+    os.environ.update(environment())
     argv = arguments(notebook.parent, port=port, browser=browser, token=token)
     app = LabApp.initialize_server(argv=[*argv, f"--LabApp.default_url=/lab/tree/{notebook.name}"])
     url = f"http://localhost:{app.port}{app.base_url}lab/tree/{notebook.name}?token={token}"

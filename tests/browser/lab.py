@@ -21,7 +21,7 @@ from typing import Any
 from playwright.sync_api import Locator, Page
 
 import ess_widgets
-from ess_widgets.demo.server import arguments
+from ess_widgets.demo import server as demo_server
 
 SECONDS = 120.0
 
@@ -83,7 +83,7 @@ class Server:
         self.url = f"http://localhost:{self.port}"
         self.token = secrets.token_hex(16)
         private = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
-        environment = dict(os.environ)
+        environment = os.environ | demo_server.environment()
         for name in private:
             key = "JUPYTERLAB" + name[3:] if name.startswith("LAB_") else f"JUPYTER_{name}"
             environment[key] = str(directory / name.lower())
@@ -92,7 +92,7 @@ class Server:
         root = str(Path(ess_widgets.__file__).parents[1])  # the kernels import what these tests import
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "jupyterlab", "--LabApp.expose_app_in_browser=True"]
-        command += arguments(self.notebooks, port=self.port, browser=False, token=self.token)
+        command += demo_server.arguments(self.notebooks, port=self.port, browser=False, token=self.token)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=directory)
         self._wait_until_up()

@@ -45,6 +45,17 @@ def test_a_widget_talks_to_the_kernel_both_ways(lab: Lab) -> None:
     assert lab.errors == []
 
 
+def test_no_question_about_news_covers_the_notebook(lab: Lab) -> None:
+    fetch_news = lab.page.evaluate(
+        """async () => {
+          const url = '/lab/api/settings/@jupyterlab/apputils-extension:notification?token=' + TOKEN;
+          return (await (await fetch(url)).json()).schema.properties.fetchNews.default;
+        }""".replace("TOKEN", f"'{lab.server.token}'")
+    )
+    assert fetch_news == "false"
+    assert lab.page.locator(".Toastify__toast").count() == 0
+
+
 def test_a_screenshot_shows_all_of_a_tall_element_in_both_themes(lab: Lab, tmp_path: Path) -> None:
     notebook = lab.open([COUNTER])
     notebook.run_all()
