@@ -73,7 +73,9 @@ def load(
 
     directory, reasons = smollm2.find(say)
     if directory is not None:
-        return _pretrained(directory, dtype=torch.float32)
+        model, tokenizer = _pretrained(directory, dtype=torch.float32)
+        model.name_or_path = model.config._name_or_path = smollm2.HUB_NAME  # not a directory in some cache
+        return model, tokenizer
     lines = "\n".join(f"  {reason}" for reason in reasons)
     if not fallback:
         raise RuntimeError(f"{smollm2.NAME} cannot be had:\n{lines}")
@@ -93,7 +95,7 @@ def _named(name: str, say: Callable[[str], None]) -> tuple[nn.Module, Any]:
         ) from error
 
 
-def _pretrained(source: Path | str, *, dtype: torch.dtype | str) -> tuple[nn.Module, Any]:
+def _pretrained(source: Path | str, *, dtype: torch.dtype | str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with smollm2.quiet():

@@ -99,6 +99,7 @@ def test_smollm2_knows_the_capital_of_france(smollm2: tuple[nn.Module, Any]) -> 
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert tokenizer.encode("<|endoftext|>") == [0]
+    assert model.config._name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
