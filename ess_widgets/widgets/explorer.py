@@ -16,12 +16,13 @@ from ess_widgets.capture import Cancelled, run
 from .analysis import Analysis
 from .grid import Grid
 from .measured import Measured
+from .requests import answer
 from .selection import Extent, Selection
 from .source import FixedInputs, Text
 from .threads import use_threads
 from .tokens import indexed
 from .view import View
-from .wire import operator_data, profile_data, spectrum_data, vector_message
+from .wire import operator_data, profile_data, spectrum_data
 from .worker import Worker
 
 __all__ = ["Explorer", "explore"]
@@ -132,7 +133,7 @@ class Explorer(View, Measured):
         self._arrived: tuple[Analysis, dict[str, Any] | None, float] | None = None
         self._grid: Grid | None = None
         self._error: BaseException | None = None
-        self._request: Mapping[str, Any] | None = None
+        self._requests: dict[str, Mapping[str, Any]] = {}
         self._wanted = self._done = self._generation = 0
         self._shown: dict[str, Any] = {}
         self._sent_at: dict[str, float] = {}
@@ -246,8 +247,8 @@ class Explorer(View, Measured):
         t.HasTraits.notify_change(self, changed)
 
     def _on_message(self, _: Any, content: Mapping[str, Any], buffers: Any) -> None:
-        if content.get("type") == "vectors" and self._worker is not None:
-            self._request = content
+        if content.get("type") in ("vectors", "detail") and self._worker is not None:
+            self._requests[content["type"]] = content
             self._worker.wake()
 
     def _rerun(self) -> None:
@@ -268,8 +269,8 @@ class Explorer(View, Measured):
         if analysis is None:
             return False
         analysis.measure(self.measure)
-        if self._request is not None:
-            self._answer(analysis)
+        if self._requests:
+            self._answer(analysis, self._requests.popitem()[1])
             return True
         return self._show_head(analysis) or self._show_layer(analysis) or self._show_grid(analysis)
 
@@ -415,16 +416,14 @@ class Explorer(View, Measured):
             status = self.status
         self._publish(grid_data=grid.data(self.measure.data()), layers=analysis.layer_data(), status=status)
 
-    def _answer(self, analysis: Analysis) -> None:
-        """Singular vectors of ``H_position``: what each singular value carries."""
-        request, self._request = self._request, None
-        assert request is not None
-        layer, head, position = request.get("layer"), request.get("head"), request.get("position")
-        if layer not in analysis.heads or not isinstance(head, int) or not isinstance(position, int):
+    def _answer(self, analysis: Analysis, request: Mapping[str, Any]) -> None:
+        """What a view asks for beyond the traits; a request that no longer fits the input is dropped."""
+        layer, head = request.get("layer"), request.get("head")
+        if layer not in analysis.heads or not isinstance(head, int) or not 0 <= head < analysis.heads[layer]:
             return
-        if not (0 <= head < analysis.heads[layer] and 0 < position < analysis.lengths[layer]):
-            return
-        self.send(*vector_message(analysis.operator(layer, head), layer, head, position))
+        message = answer(analysis.operator(layer, head), layer, head, request)
+        if message is not None:
+            self.send(*message)
 
     def _due(self, name: str, seconds: float) -> bool:
         return time.perf_counter() - self._sent_at.get(name, 0.0) >= seconds

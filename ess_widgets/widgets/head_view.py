@@ -14,10 +14,10 @@ from ess_widgets.capture import LayerCapture
 from ess_widgets.metrics import spectrum
 from ess_widgets.operators import Dense, Operator
 
+from .requests import answer
 from .selection import Extent, Selection
 from .tokens import indexed
 from .view import View
-from .wire import vector_message
 
 __all__ = ["HeadView"]
 
@@ -83,8 +83,6 @@ class HeadView(View):
         return self._spectra[head]
 
     def _on_message(self, _: Any, content: Mapping[str, Any], buffers: Any) -> None:
-        position = content.get("position")
-        if content.get("type") != "vectors" or not isinstance(position, int):
-            return
-        if 0 < position < self._operator.shape[-1]:
-            self.send(*vector_message(self._operator[self._head], self._layer, self._head, position))
+        message = answer(self._operator[self._head], self._layer, self._head, content)
+        if message is not None:
+            self.send(*message)

@@ -12,7 +12,15 @@ from torch import Tensor
 from ess_widgets.metrics import vectors
 from ess_widgets.operators import Operator
 
-__all__ = ["grid_data", "operator_data", "pack", "profile_data", "spectrum_data", "vector_message"]
+__all__ = [
+    "detail_message",
+    "grid_data",
+    "operator_data",
+    "pack",
+    "profile_data",
+    "spectrum_data",
+    "vector_message",
+]
 
 # A heat map gains nothing from more cells than the screen has pixels for it.
 MAX_SIDE = 512
@@ -25,28 +33,44 @@ def pack(values: ArrayLike) -> bytes:
     return np.ascontiguousarray(values, dtype="<f4").tobytes()
 
 
-def thumbnail(matrix: Tensor, side: int = MAX_SIDE) -> Tensor:
-    """At most ``side`` × ``side`` cells: in each block of the ``(L, L)`` matrix the entry of largest magnitude."""
-    length = matrix.shape[-1]
-    block = -(-length // side)
+def thumbnail(matrix: Tensor, side: int = MAX_SIDE) -> tuple[Tensor, int]:
+    """At most ``side`` × ``side`` cells: in each block of the matrix the entry of largest magnitude.
+
+    Returns the cells and the size of a block; the last blocks may be cut off by the edge.
+    """
+    block = max(-(-size // side) for size in matrix.shape)
     if block == 1:
-        return matrix
-    cells = -(-length // block)
-    padded = torch.nn.functional.pad(matrix, (0, cells * block - length) * 2)
-    blocks = padded.reshape(cells, block, cells, block).transpose(1, 2).reshape(cells, cells, -1)
-    return blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        return matrix, 1
+    rows, columns = (-(-size // block) for size in matrix.shape)
+    padded = torch.nn.functional.pad(
+        matrix, (0, columns * block - matrix.shape[1], 0, rows * block - matrix.shape[0])
+    )
+    blocks = padded.reshape(rows, block, columns, block).transpose(1, 2).reshape(rows, columns, -1)
+    return blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1), block
 
 
 def operator_data(matrix: Tensor, layer: str | None, head: int) -> dict[str, Any]:
     """The operator of one head, ``(L, L)``, at screen resolution."""
-    cells = thumbnail(matrix)
+    cells, block = thumbnail(matrix)
     return {
         "layer": layer,
         "head": head,
         "length": matrix.shape[-1],
         "side": cells.shape[-1],
+        "block": block,
         "matrix": pack(cells.cpu().numpy()),
     }
+
+
+def detail_message(
+    matrix: Tensor, layer: str | None, head: int, rows: tuple[int, int], columns: tuple[int, int]
+) -> tuple[dict[str, Any], list[bytes]]:
+    """A part of the operator of one head, at screen resolution: what zooming in asks for."""
+    (top, bottom), (left, right) = rows, columns
+    cells, block = thumbnail(matrix[top:bottom, left:right])
+    content = {"type": "detail", "layer": layer, "head": head, "top": top, "left": left, "block": block}
+    content |= {"rows": cells.shape[0], "columns": cells.shape[1]}
+    return content, [pack(cells.cpu().numpy())]
 
 
 def spectrum_data(values: np.ndarray, layer: str | None, head: int) -> dict[str, Any]:

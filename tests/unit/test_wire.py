@@ -6,6 +6,7 @@ import torch
 
 from ess_widgets.operators import Dense
 from ess_widgets.widgets.grid import Grid
+from ess_widgets.widgets.requests import answer
 from ess_widgets.widgets.wire import operator_data, thumbnail, vector_message
 
 
@@ -23,8 +24,8 @@ def test_a_small_operator_is_sent_whole():
 @pytest.mark.parametrize(("length", "side"), [(7, 3), (512, 512), (513, 512), (1000, 300)])
 def test_a_large_operator_keeps_the_largest_entry_of_each_block(length, side):
     T = torch.randn(length, length).tril()
-    cells = thumbnail(T, side)
-    block = -(-length // side)
+    cells, block = thumbnail(T, side)
+    assert block == -(-length // side)
     assert cells.shape[0] <= side
     for row, column in [(0, 0), (cells.shape[0] - 1, cells.shape[0] - 1), (cells.shape[0] - 1, 0)]:
         part = T[row * block : (row + 1) * block, column * block : (column + 1) * block]
@@ -55,3 +56,32 @@ def test_the_grid_keeps_older_numbers_but_calls_them_stale():
     data = grid.data({})
     assert unpack(data["fresh"], 2, 2)[0, 1] == 0 and not np.isnan(unpack(data["ess"], 2, 2)[0, 1])
     assert grid.is_fresh("a", 1, "first") and not grid.is_fresh("a", 1, "second")
+
+
+def test_zooming_in_gets_exact_entries():
+    T = torch.randn(1300, 1300).tril()
+    message = answer(Dense(T), "layer", 0, {"type": "detail", "rows": [700, 900], "columns": [-5, 120]})
+    content, (cells,) = message
+    assert (content["top"], content["left"], content["block"]) == (700, 0, 1)
+    np.testing.assert_array_equal(
+        unpack(cells, content["rows"], content["columns"]), T[700:900, :120].numpy()
+    )
+    content, _ = answer(Dense(T), "layer", 0, {"type": "detail", "rows": [0, 1300], "columns": [0, 1300]})
+    assert content["block"] == 3 and content["rows"] <= 512
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"type": "other"},
+        {"type": "vectors"},
+        {"type": "vectors", "position": 9},
+        {"type": "vectors", "position": "4"},
+        {"type": "detail", "rows": [3, 3], "columns": [0, 2]},
+        {"type": "detail", "rows": [0, 2]},
+        {"type": "detail", "rows": [0, 2.5], "columns": [0, 2]},
+    ],
+)
+def test_what_does_not_exist_is_not_answered(request_):
+    assert answer(Dense(torch.eye(9)), None, 0, request_) is None
