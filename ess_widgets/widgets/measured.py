@@ -12,7 +12,7 @@ from .analysis import Measure
 __all__ = ["Measured"]
 
 
-class Measured(t.HasTraits):  # type: ignore[misc]
+class Measured(t.HasTraits):
     """``kind``, ``tol`` and ``relative``, as in :func:`ess_widgets.ess`; ``against`` is for utilisation."""
 
     kind = t.Enum(["entropy", "tolerance"], "entropy").tag(sync=True, echo_update=False)

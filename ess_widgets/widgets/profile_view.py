@@ -52,12 +52,12 @@ class ProfileView(HeadView, Measured):
 
     def _show_head(self) -> None:
         ess = self.profile
-        limits = (
+        state_size, top = (
             limit.cpu().double().expand(ess.shape).numpy()
             for limit in (self._operator.state_size, ceiling(self._operator))
         )
         self._publish(
-            profile_data=profile_data(ess, *limits, self._layer, self.measure.data()),
+            profile_data=profile_data(ess, state_size, top, self._layer, self.measure.data()),
             spectrum_data=spectrum_data(self._spectrum(self._head), self._layer, self._head),
         )
 

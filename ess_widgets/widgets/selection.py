@@ -104,7 +104,8 @@ class Selection(Widget):  # type: ignore[misc]
             self.position = min(self.position, extent.length - 1)
         if self.span is not None:
             start, stop = self.span
-            self.span = (start, min(stop, extent.length)) if start < extent.length else None
+            kept = (start, min(stop, extent.length)) if start < extent.length else None
+            self.set_trait("span", kept)
         self._extent = extent
 
     @t.validate("layer")

@@ -36,7 +36,7 @@ class Text:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
 
-    def call(self, model: nn.Module, text: str) -> Call:
+    def call(self, model: nn.Module, text: str | None) -> Call:
         if not text:
             raise ValueError("The text is empty: type something to explore.")
         encoded = encode(self.tokenizer, text)

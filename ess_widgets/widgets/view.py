@@ -22,7 +22,7 @@ if not (STATIC / "widget.js").exists():
     )
 
 
-class View(AnyWidget):  # type: ignore[misc]
+class View(AnyWidget):
     """A widget that shows a :class:`Selection` and can be updated from a worker thread."""
 
     _esm = STATIC / "widget.js"

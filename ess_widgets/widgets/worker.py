@@ -93,6 +93,7 @@ class Worker:
                 self._busy = False
                 waiters, self._waiters = self._waiters, []
             for waiter in waiters:
-                waiter.set_running_or_notify_cancel() and waiter.set_result(None)
+                if waiter.set_running_or_notify_cancel():
+                    waiter.set_result(None)
             if self._closed:
                 return
