@@ -58,14 +58,13 @@ BARRIERS = frozenset(
     }
 )  # fmt: skip
 
-RANDOM = frozenset(
-    """
+_RANDOM = """
     rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson binomial
     bernoulli_ cauchy_ exponential_ geometric_ log_normal_ normal_ random_ uniform_ rrelu rrelu_ gumbel_softmax
     fractional_max_pool2d fractional_max_pool3d trunc_normal_ xavier_uniform_ xavier_normal_ kaiming_uniform_
     kaiming_normal_ orthogonal_ sparse_
-    """.split()
-)
+"""
+RANDOM = frozenset(_RANDOM.split())
 
 TRANSPOSES = tuple(getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "H", "mH"))
 

@@ -97,7 +97,7 @@ class Copier:
             else:
                 copied.clear()
                 copied.extend(self.value(item, depth + 1) for item in list(value))
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever its own rules raise
             return self._remember(value, value)  # a container with rules of its own is shared
         return copied
 
@@ -177,9 +177,7 @@ def uncompiled(function: Any) -> Any:
 def _is_plain_object(kind: type) -> bool:
     """Whether instances are made of their ``__dict__`` and slots alone."""
     return (
-        kind.__new__ is object.__new__
-        and kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__reduce__ is object.__reduce__
+        all(getattr(kind, name) is getattr(object, name) for name in ("__new__", "__reduce_ex__", "__reduce__"))
         and not hasattr(kind, "__deepcopy__")
         and not hasattr(kind, "__copy__")
         and kind.__dictoffset__ != 0

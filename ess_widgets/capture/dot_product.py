@@ -115,6 +115,9 @@ class DotProduct(Mixer):
             sinks=self._sinks,
         )
 
+    def settle(self) -> None:
+        """Nothing but references is kept anyway."""
+
     def _shared(self, tensor: Tensor) -> Tensor:
         """Keys or values with as many heads as there are queries'."""
         lead = self._layout.lead

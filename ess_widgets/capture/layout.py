@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-__all__ = ["Axes", "Layout", "batch_size", "contraction"]
+__all__ = ["Axes", "Layout", "Roles", "batch_size", "contraction", "sizes_of"]
 
 
 @dataclass(frozen=True)
@@ -207,8 +206,3 @@ def _arrange(tensor: Tensor, axes: tuple[int, ...], wanted: tuple[int, ...]) -> 
 
 def _join_width(tensor: Tensor, start: int) -> Tensor:
     return tensor.flatten(start) if tensor.ndim > start else tensor.unsqueeze(-1)
-
-
-def contains_future(weights: Tensor) -> Tensor:
-    """Whether anything lies above the diagonal of ``(..., L, L)``, as a tensor that waits for nobody."""
-    return torch.triu(weights, 1).ne(0).any()

@@ -56,5 +56,6 @@ class Mixer(ABC):
     def future(self, valid: Tensor | None) -> Future | None:
         """An own token that reads a later own token, if there is one."""
 
+    @abstractmethod
     def settle(self) -> None:
-        """Called when the run is over."""
+        """Called when the run is over: let go of what only the run needed."""

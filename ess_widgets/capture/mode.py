@@ -149,12 +149,14 @@ class CaptureMode(TorchFunctionMode):
     def _follow(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
         if "softmax" in name:
             self.seen.calls["softmax"] += 1
-        if name in calls.REPEATABLE:
+        if name == "linear" and isinstance(result, Tensor):
+            self._mixed_by_weight(func, name, args, kwargs, result)
+        elif name in calls.REPEATABLE:
             self._tape.follow(func, name, args, kwargs, result)
         elif name not in calls.BARRIERS and isinstance(result, Tensor) and result.is_floating_point():
             node = self._tape.node(args[0]) if args else None
             if node is not None and node.weights:
-                self._tape.given(result, weights=True)
+                self._tape.given(result, node.paired)
 
     def _attribute(self, func: Any, args: Any) -> Any:
         result = func(*args)
@@ -169,6 +171,8 @@ class CaptureMode(TorchFunctionMode):
             return
         found = contraction(name, args, kwargs)
         if found is None:
+            if known:
+                self._mixed_by_weight(func, name, args, kwargs, result)
             return
         left, right, axes = found
         if known:
@@ -176,7 +180,7 @@ class CaptureMode(TorchFunctionMode):
                 if self._mixes(name, kwargs, weights, values, oriented, result):
                     return
             if self._is_weight(left) or self._is_weight(right):
-                self._mixed_heads(func, name, args, kwargs, result)
+                self._mixed_by_weight(func, name, args, kwargs, result)
             return
         if not self._is_weight(left) and not self._is_weight(right):
             self._tape.start(func, name, args, kwargs, result)
@@ -192,8 +196,10 @@ class CaptureMode(TorchFunctionMode):
         roles = axes.roles(sizes)
         if roles is None or not is_distribution(roles.weights(weights, axes.left)):
             return False
-        self.seen.calls["softmax, then a product"] += 1
         queries, keys = sizes[roles.query], sizes[roles.key]
+        if not ref.node.paired and (queries != keys or _reads_future(roles.weights(weights, axes.left))):
+            return False  # a softmax over features or experts, not over keys
+        self.seen.calls["softmax, then a product"] += 1
         if queries != keys:
             self._skip(f"{queries} queries read {keys} keys")
             return True
@@ -210,18 +216,20 @@ class CaptureMode(TorchFunctionMode):
             self._merged[result] = (mixer, False)
         return True
 
-    def _mixed_heads(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
-        """Scores or weights mixed across heads by a learned matrix keep their two long dimensions."""
-        node = next((n for n in map(self._tape.node, args) if n is not None), None)
-        if node is not None and len(node.shape) >= 2 and set(node.shape[-2:]) <= set(result.shape[-3:]):
+    def _mixed_by_weight(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
+        """Follow scores that a learned matrix mixes across heads or features: every pair of tokens is still there."""
+        shape = next((n.shape for n in map(self._tape.node, args) if n is not None), torch.Size())
+        heads = len(shape) >= 3 and Counter(shape[-2:]) <= Counter(result.shape[-3:])
+        features = len(shape) >= 4 and result.shape[: len(shape) - 1] == shape[:-1] and _has_pair(shape[:-1])
+        if heads or features:
             self._tape.follow(func, name, args, kwargs, result)
 
     def _outer(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
         """Scores as a sum or product of every query with every key, without a matrix product."""
         operands = [item for item in args if isinstance(item, Tensor) and item.is_floating_point()]
-        if len(operands) == 2 and result.ndim >= 3 and result.numel() > max(item.numel() for item in operands):
-            if not any(self._is_weight(item) for item in operands):
-                self._tape.start(func, name, args, kwargs, result)
+        grows = len(operands) == 2 and result.ndim >= 3 and result.numel() > max(t.numel() for t in operands)
+        if grows and not any(self._is_weight(item) for item in operands):
+            self._tape.start(func, name, args, kwargs, result)
 
     # Calls that are attention by themselves -------------------------------------------------------------------
 
@@ -334,9 +342,9 @@ class CaptureMode(TorchFunctionMode):
 
     def _watch_split(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """See from what follows whether a merged dimension was (batch, heads) or (heads, batch)."""
-        target = args[0] if args and isinstance(args[0], Tensor) else None
-        entry = self._merged.get(target) if target is not None else None
-        if entry is None:
+        target = args[0] if args else None
+        entry = self._merged.get(target) if isinstance(target, Tensor) else None
+        if entry is None or not isinstance(target, Tensor):
             return
         mixer, viewed = entry
         batch, heads = mixer.layout.split if mixer.layout.merged else (0, 0)
@@ -350,9 +358,8 @@ class CaptureMode(TorchFunctionMode):
                 mixer.layout = mixer.layout.heads_first()
             elif batch == heads and tuple(result.shape[:2]) == (heads, batch):
                 self._merged[result] = (mixer, True)
-        elif isinstance(result, tuple | list) and name in ("chunk", "split", "tensor_split"):
-            if len(result) == heads and result[0].shape[0] == batch:
-                mixer.layout = mixer.layout.heads_first()
+        elif isinstance(result, tuple | list) and len(result) == heads and result[0].shape[0] == batch:
+            mixer.layout = mixer.layout.heads_first()
 
     def _is_weight(self, tensor: Tensor) -> bool:
         return isinstance(tensor, nn.Parameter) or calls.storage(tensor) in self._weights
@@ -395,6 +402,14 @@ _HARMLESS = frozenset(
         "swapaxes_", "swapdims_", "as_strided_",
     }
 )  # fmt: skip
+
+
+def _reads_future(weights: Tensor) -> bool:
+    return bool(weights.triu(1).ne(0).any())
+
+
+def _has_pair(shape: torch.Size) -> bool:
+    return any(count > 1 and size > 1 for size, count in Counter(shape).items())
 
 
 def _permutation(name: str, args: Any, kwargs: Any, ndim: int) -> list[int] | None:

@@ -14,7 +14,7 @@ from ess_widgets.capture.dot_product import DotProduct
 from ess_widgets.capture.layout import Layout
 from ess_widgets.capture.tape import Leaves
 
-__all__ = ["arguments", "capture_heads", "without_own_tokens", "own_tokens", "why_not"]
+__all__ = ["arguments", "capture_heads", "crosses", "own_tokens", "why_not"]
 
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
@@ -53,12 +53,6 @@ def own_tokens(call: dict[str, Any]) -> Tensor | None:
     own = torch.isfinite(mask) & (mask > -1e4) if mask.is_floating_point() else ~mask.bool()
     own = own if own.ndim == 2 else own.unsqueeze(0)
     return None if bool(own.all()) else own
-
-
-def without_own_tokens(call: dict[str, Any]) -> bool:
-    """Whether a sample is nothing but padding."""
-    own = own_tokens(call)
-    return own is not None and not bool(own.any(-1).all())
 
 
 def capture_heads(func: Callable[..., Any], call: dict[str, Any], leaves: Leaves) -> DotProduct:
@@ -104,7 +98,8 @@ def _project(call: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) ->
 
 def _split(tensor: Tensor, heads: int) -> Tensor:
     """``(L, batch, heads * d)`` to ``(batch, heads, L, d)``."""
-    return tensor.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
+    length, batch, _ = tensor.shape
+    return tensor.reshape(length, batch, heads, -1).permute(1, 2, 0, 3)
 
 
 def _mask(

@@ -55,11 +55,10 @@ class PathTracker:
                 self._modules.append(module)
             self._paths.setdefault(id(module), []).append(path)
 
-    def __enter__(self) -> PathTracker:
+    def __enter__(self) -> None:
         for module in self._modules:
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-        return self
 
     def __exit__(self, *exc: object) -> None:
         while self._handles:

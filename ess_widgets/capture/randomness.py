@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["PrivateRandom"]
 
-_LIKE = {"rand_like": torch.rand, "randn_like": torch.randn, "randint_like": torch.randint}
+_LIKE: dict[str, Any] = {"rand_like": torch.rand, "randn_like": torch.randn, "randint_like": torch.randint}
 
 
 class PrivateRandom:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import types
+import weakref
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -65,8 +67,6 @@ class Replica:
         if known is not None:
             return known[1]
         if isinstance(module, torch.jit.ScriptModule):
-            import copy
-
             scripted = copy.deepcopy(module).eval()
             self._modules[id(module)] = (module, scripted)
             return scripted
@@ -160,10 +160,14 @@ def _origin(hook: Any) -> str:
     return str(getattr(hook, "__module__", None) or type(hook).__module__) + "."
 
 
-@functools.lru_cache(maxsize=1024)
-def _compiled_methods(kind: type) -> tuple[tuple[str, Any], ...]:
+_COMPILED: weakref.WeakKeyDictionary[type, list[tuple[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+def _compiled_methods(kind: type) -> list[tuple[str, Any]]:
     """Methods decorated with ``torch.compile`` in the class itself, as they were before."""
-    found = {}
+    if kind in _COMPILED:
+        return _COMPILED[kind]
+    found: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
         if base in (nn.Module, object):
             continue
@@ -171,4 +175,5 @@ def _compiled_methods(kind: type) -> tuple[tuple[str, Any], ...]:
             if isinstance(value, types.FunctionType):
                 plain = uncompiled(value)
                 found[name] = plain if plain is not value else None
-    return tuple((name, plain) for name, plain in found.items() if plain is not None)
+    _COMPILED[kind] = [(name, plain) for name, plain in found.items() if plain is not None]
+    return _COMPILED[kind]

@@ -116,7 +116,8 @@ def _intercept(
         foreign = {p: n for n, t in model.named_buffers() if has_storage(t) and (p := calls.storage(t))}
     foreign.update({p: "an argument" for t in inputs if (p := calls.storage(t)) is not None})
     with contextlib.ExitStack() as stack:
-        tracker = stack.enter_context(PathTracker(model))
+        tracker = PathTracker(model)
+        stack.enter_context(tracker)
         stack.enter_context(python_randomness())
         for context in _quiet():
             stack.enter_context(context)

@@ -77,11 +77,15 @@ class Node:
     ----------
     weights : bool
         Whether an exponential lies behind: the result may be attention weights.
+    paired : bool
+        Whether a product of two activations lies behind: every query has met every key.
+    wide : bool
+        Whether something was computed in float64.
     rounded : bool
         Whether a half-precision value that could not be traced back to queries and keys lies behind.
     """
 
-    __slots__ = ("args", "depth", "func", "kwargs", "name", "root", "rounded", "shape", "weights", "writes")
+    __slots__ = ("args", "depth", "func", "kwargs", "name", "paired", "root", "rounded", "shape", "weights", "wide", "writes")
 
     def __init__(
         self,
@@ -94,13 +98,16 @@ class Node:
         root: bool = False,
         writes: bool = False,
         rounded: bool = False,
+        paired: bool = False,
     ) -> None:
         self.func, self.args, self.kwargs, self.name = func, args, kwargs, name
         self.shape, self.root, self.writes = shape, root, writes
         parents = list(self.parents())
-        self.depth = 1 + max((parent.depth for parent in parents), default=0)
-        self.weights = name in calls.EXPONENTIALS or any(parent.weights for parent in parents)
-        self.rounded = rounded or any(parent.rounded for parent in parents)
+        self.depth: int = 1 + max((parent.depth for parent in parents), default=0)
+        self.weights: bool = name in calls.EXPONENTIALS or any(parent.weights for parent in parents)
+        self.wide: bool = any(_is_wide(item) for item in _flat((args, kwargs)))
+        self.paired: bool = paired or any(parent.paired for parent in parents)
+        self.rounded: bool = rounded or any(parent.rounded for parent in parents)
 
     def parents(self) -> Iterator[Node]:
         for item in _flat((self.args, self.kwargs)):
@@ -139,14 +146,16 @@ class Tape:
         rounded = name in calls.EXPONENTIALS and _is_half(args, kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key != "out"}
         node = self._make(func, name, args, kwargs, result.shape, root=True, rounded=rounded, follow=False)
+        node.paired = name not in calls.EXPONENTIALS
         self._set(result, Ref(node, None))
 
-    def given(self, result: Tensor, weights: bool) -> None:
-        """Begin with values that cannot be computed again."""
+    def given(self, result: Tensor, paired: bool) -> None:
+        """Begin with weights that cannot be computed again."""
         rounded = result.dtype in calls.HALF
         leaf = self._leaves.keep(result)
-        name = "exp" if weights else "given"
-        node = Node(_identity, (leaf,), {}, name=name, shape=result.shape, root=True, rounded=rounded)
+        node = Node(
+            _identity, (leaf,), {}, name="exp", shape=result.shape, root=True, rounded=rounded, paired=paired
+        )
         self._set(result, Ref(node, None))
 
     def follow(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
@@ -225,30 +234,40 @@ class Tape:
 
 def replay(ref: Ref, dtype: torch.dtype) -> Tensor:
     """Compute a recorded tensor again, in float32 or float64, casts to lower precision left out."""
-    return _evaluate(ref, lambda node, args, kwargs: calls.repeat(node.func, node.name, args, kwargs, dtype), dtype)
+    work = torch.float64 if ref.node.wide else dtype
+    again = _evaluate(ref, lambda node, args, kwargs: calls.repeat(node.func, node.name, args, kwargs, work), work)
+    return again.to(dtype)
 
 
 def structure(ref: Ref) -> Tensor:
     """Which query may read which key by the masks alone, whatever the scores are: a boolean tensor."""
+
+    work = torch.float64 if ref.node.wide else torch.float32
 
     def step(node: Node, args: Any, kwargs: Any) -> Any:
         if node.root and node.name not in calls.EXPONENTIALS and node.func is not _identity:
             return _without_scores(node, args, kwargs)
         if node.name in calls.EXPONENTIALS and node.func is not _identity:
             scores = args[0] if args else kwargs["input"]
-            return (scores > _BLOCKED).to(torch.float32)
-        return calls.repeat(node.func, node.name, args, kwargs, torch.float32)
+            return (scores > _BLOCKED).to(work)
+        return calls.repeat(node.func, node.name, args, kwargs, work)
 
-    return _evaluate(ref, step, torch.float32) > 0
+    return _evaluate(ref, step, work) > 0
+
+
+def _is_wide(item: Any) -> bool:
+    if isinstance(item, Ref):
+        return item.node.wide
+    return item is torch.float64 or (isinstance(item, Leaf) and item.tensor.dtype is torch.float64)
 
 
 def _without_scores(node: Node, args: Any, kwargs: Any) -> Tensor:
     device = _device(args if args else kwargs)
-    blank = torch.zeros(node.shape, dtype=torch.float32, device=device)
+    blank = torch.zeros(node.shape, dtype=_dtype(args if args else kwargs), device=device)
     if node.name not in ("baddbmm", "addmm"):
         return blank
-    bias = kwargs["input"] if "input" in kwargs else args[0]
-    return blank + bias * kwargs.get("beta", 1)
+    bias: Tensor = kwargs["input"] if "input" in kwargs else args[0]
+    return torch.add(blank, bias, alpha=kwargs.get("beta", 1))
 
 
 @torch.no_grad()
