@@ -244,7 +244,7 @@ def from_spectrum(sigma: Any, kind: Kind = "entropy", tol: float = 1e-3, relativ
         return count.to(sigma.dtype)
     # In units of the largest, so that neither huge nor tiny values leave the range of the dtype on the way.
     p = sigma / largest.where(largest > 0, 1.0)
-    p = p / p.sum(dim=-1, keepdim=True).clamp_min(1.0)
+    p = p / p.sum(dim=-1, keepdim=True)
     entropy = torch.special.entr(p).sum(dim=-1)
     effective: Tensor = entropy.exp().where(largest.squeeze(-1) > 0, 0.0)
     return effective

@@ -189,12 +189,10 @@ class SoftmaxAttention(Operator):
             assert parts.valid is not None
             return count_from_last_reader(causal_last_reader(parts.valid))
         if parts.valid is None:
-            size = parts.mask.map(lambda mask: _state_size(mask, parts.is_causal)).gather()
+            size = parts.mask.map(_state_size).gather()
             return size if size.ndim == 1 else size.expand(*lead, L)
         valid = Shared.broadcast(parts.valid, lead, inner=1)
-        return Shared.map_pairs(parts.mask, valid, lambda m, v: _state_size(m, parts.is_causal, v)).expand(
-            *lead, L
-        )
+        return Shared.map_pairs(parts.mask, valid, _state_size).expand(*lead, L)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -235,10 +233,9 @@ def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return weights / total.masked_fill(total == 0, 1.0)
 
 
-def _state_size(mask: Tensor, is_causal: bool, valid: Tensor | None = None) -> Tensor:
+def _state_size(mask: Tensor, valid: Tensor | None = None) -> Tensor:
+    """TSS under a mask; entries above the diagonal make no difference to it."""
     allowed = mask if mask.dtype is torch.bool else mask > BLOCKED
-    if is_causal:
-        allowed = allowed.tril()
     if valid is not None:
         allowed = allowed & valid.unsqueeze(-1) & valid.unsqueeze(-2)
     return count_from_last_reader(mask_last_reader(allowed))

@@ -299,7 +299,7 @@ def test_relative_tolerance_of_nothing_is_nothing() -> None:
 
 def test_overflowing_singular_values_are_reported() -> None:
     T = torch.full((4, 4), 1.7e308, dtype=torch.float64).tril()
-    with pytest.raises(ValueError, match="overflowed or are NaN: .* scale it down"):
+    with pytest.raises(ValueError, match="overflowed or are NaN"):
         ew.ess(T)
 
 
