@@ -11,7 +11,7 @@ import torch
 import traitlets as t
 from torch import Tensor, nn
 
-from ess_widgets.capture import Cancelled, run
+from ess_widgets.capture import Cancelled, Capture, run
 
 from .analysis import Analysis
 from .grid import Grid
@@ -161,6 +161,11 @@ class Explorer(View, Measured):
         return analysis.profile(layer)
 
     @property
+    def captured(self) -> Capture | None:
+        """The capture that is shown: operators, inputs, outputs and residuals by layer; None before the first."""
+        return None if self._analysis is None else self._analysis.captured
+
+    @property
     def inputs(self) -> Any:
         """What the model is called with, where the explorer has no tokenizer; settable."""
         return self._source.inputs if isinstance(self._source, FixedInputs) else None
@@ -288,7 +293,12 @@ class Explorer(View, Measured):
         try:
             call = self._source.call(self._model, self.text)
             captured = run(
-                self._model, call.args, call.kwargs, layers=self._wanted_layers, should_stop=superseded
+                self._model,
+                call.args,
+                call.kwargs,
+                layers=self._wanted_layers,
+                should_stop=superseded,
+                keep_output=False,
             )
             analysis = Analysis(captured, self._sample)
         except Cancelled:
