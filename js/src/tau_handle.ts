@@ -48,6 +48,7 @@ export function tauHandle(
   parent.append(element);
 
   let dragging = false;
+  let key = "";
   const toY = (event: PointerEvent) => event.clientY - parent.getBoundingClientRect().top;
   element.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
@@ -75,7 +76,11 @@ export function tauHandle(
 
   return {
     element,
-    place: ({ left, width, y, text, value, theme }) => {
+    place: (at) => {
+      const { left, width, y, text, value, theme } = at;
+      const next = [left, width, y, text, value, theme.fg, theme.bg, theme.font].join();
+      if (next === key) return;
+      key = next;
       element.style.display = "";
       element.style.transform = `translate(${left}px, ${y - reach}px)`;
       element.style.width = `${width}px`;
@@ -86,7 +91,10 @@ export function tauHandle(
       element.setAttribute("aria-valuenow", String(Math.log10(value)));
       element.setAttribute("aria-valuetext", text);
     },
-    hide: () => (element.style.display = "none"),
+    hide: () => {
+      key = "";
+      element.style.display = "none";
+    },
     remove: () => element.remove(),
   };
 }

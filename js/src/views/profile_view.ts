@@ -26,6 +26,7 @@ type Context = CanvasRenderingContext2D;
 
 const titleHeight = 20;
 const tickHeight = 20;
+const tickGap = 48;
 /** Heads that go much higher than the selected one may leave the plot, so that its dips stay visible. */
 const mostAbove = 5;
 
@@ -47,7 +48,8 @@ export class ProfilePanel implements Panel {
   private bottom = 0;
   private y = scaleLinear();
   private shown: { key: string; top: number } = { key: "", top: 0 };
-  private limitLabel: Box | null = null;
+  /** Where the limits are named. */
+  private limitLabels: Box[] = [];
 
   /** `alone`: with token labels of its own below. */
   constructor(private alone: boolean) {}
@@ -118,7 +120,7 @@ export class ProfilePanel implements Panel {
   paint(context: Context, frame: Frame): void {
     const { plot } = this;
     const { theme, state } = frame;
-    this.limitLabel = null;
+    this.limitLabels = [];
     this.title(context, frame);
     this.axes(context, frame);
     if (frame.length === 0) {
@@ -129,7 +131,7 @@ export class ProfilePanel implements Panel {
     const fits = data?.length === frame.length ? data : null;
     context.save();
     context.beginPath();
-    context.rect(plot.left, plot.top - 2, plot.right - plot.left, plot.bottom - plot.top + 4);
+    context.rect(plot.left, plot.top, plot.right - plot.left, plot.bottom - plot.top + 2);
     context.clip();
     if (fits) this.shade(context, frame, fits);
     delimiterLines(context, frame, frame.x, (x) => line(context, x, plot.top, x, plot.bottom + tickHeight));
@@ -152,8 +154,8 @@ export class ProfilePanel implements Panel {
     if (frame.length === 0) return;
     spanBand(context, frame, plot);
     if (this.alone && !frame.indexed) markColumn(context, frame, this.plot.bottom + tickHeight);
-    this.hair(context, frame);
     this.markTick(context, frame);
+    this.hair(context, frame);
     drawFlag(context, frame, this.top + titleHeight);
     const x = hairLine(frame);
     const value = position === null ? undefined : curve?.values[position];
@@ -170,10 +172,10 @@ export class ProfilePanel implements Panel {
   /** The hair-line, interrupted where it would strike through the limit's label. */
   private hair(context: Context, frame: Frame): void {
     const x = hairLine(frame);
-    const label = this.limitLabel;
-    const end = this.alone ? this.plot.bottom : this.bottom;
+    const label = this.limitLabels.find((box) => x !== null && x > box.left - 3 && x < box.right + 3);
+    const end = this.alone ? this.plot.bottom + 6 : this.bottom;
     const start = this.top + titleHeight + flagHeight - 1;
-    if (x !== null && label && x > label.left - 3 && x < label.right + 3) {
+    if (label) {
       drawHair(context, frame, start, label.top - 1);
       drawHair(context, frame, label.bottom + 1, end);
     } else drawHair(context, frame, start, end);
@@ -222,7 +224,7 @@ export class ProfilePanel implements Panel {
       context.fillText(String(tick), plot.left - 7, y(tick));
     }
     context.textAlign = "center";
-    for (const index of indexTicks(frame.x, length, 48)) {
+    for (const index of indexTicks(frame.x, length, tickGap)) {
       const at = snap(frame.x.at(index), ratio) + 0.5 / ratio;
       if (at > plot.right + 1) continue;
       line(context, at, base, at, base + 4);
@@ -231,28 +233,31 @@ export class ProfilePanel implements Panel {
     if (this.alone && !frame.indexed) columnLabels(context, frame, plot.bottom + tickHeight);
   }
 
-  /** Marks the position among the index ticks. */
+  /** Writes the position beside the hair-line, which runs on, in place of the ticks' numbers it would touch. */
   private markTick(context: Context, frame: Frame): void {
     const x = hairLine(frame);
     if (x === null) return;
     const { theme } = frame;
+    const { plot } = this;
     const text = String(frame.position);
     context.font = font(theme, small, 650);
-    const width = context.measureText(text).width + 8;
-    // Hide the neighbours that it would touch.
-    let [from, to] = [x - width / 2, x + width / 2];
-    for (const index of indexTicks(frame.x, frame.length, 48)) {
+    const width = context.measureText(text).width;
+    const left = x + 4 + width <= plot.right + 10 ? x + 4 : x - 4 - width;
+    let [from, to] = [Math.min(left, x - 1) - 2, Math.max(left + width, x + 1) + 2];
+    context.font = font(theme);
+    for (const index of indexTicks(frame.x, frame.length, tickGap)) {
       const at = frame.x.at(index);
-      const half = 4 * String(index).length + 1;
-      if (at + half > x - width / 2 && at - half < x + width / 2) {
+      const half = context.measureText(String(index)).width / 2 + 1;
+      if (at + half > from && at - half < to) {
         from = Math.min(from, at - half);
         to = Math.max(to, at + half);
       }
     }
-    plate(context, theme.bg, from, this.plot.bottom + 5, to - from, 14, 2);
+    plate(context, theme.bg, from, plot.bottom + 5, to - from, 14, 0);
+    context.font = font(theme, small, 650);
     context.fillStyle = theme.accent;
-    context.textAlign = "center";
-    context.fillText(text, x, this.plot.bottom + 12);
+    context.textAlign = "left";
+    context.fillText(text, left, plot.bottom + 12);
   }
 
   private trace(context: Context, frame: Frame, values: Float32Array): void {
@@ -344,7 +349,7 @@ export class ProfilePanel implements Panel {
       const place = this.room(frame, context.measureText(name).width, at);
       if (!place) continue;
       write(name, place);
-      this.limitLabel = place;
+      this.limitLabels.push(place);
       break;
     }
     // Right of where the dashed line leaves the plot or, where it is level, above its end.
@@ -352,15 +357,17 @@ export class ProfilePanel implements Panel {
       (i) => size[i]! > ceiling[i]! + 1e-6 && y(size[i]!) > plot.top + 16 && x.shows(i),
     );
     const last = seen[seen.length - 1];
-    if (last === undefined) return;
+    if (last === undefined || x.at(last) - x.at(seen[0]!) < 40) return;
     const width = context.measureText("TSS").width;
     const left = Math.min(x.at(last) + 6, plot.right - width - 6);
     const middle = Math.max(plot.top + 10, y(size[last]!) - 9);
     const box = { left, right: left + width, top: middle - 7, bottom: middle + 7 };
-    const label = this.limitLabel;
-    const collides =
-      label !== null && box.left < label.right + 4 && box.right > label.left - 4 && box.top < label.bottom;
-    if (!collides && at(Math.min(length, Math.ceil(x.invert(box.right)))) > box.bottom) write("TSS", box);
+    const collides = this.limitLabels.some(
+      (other) => box.left < other.right + 4 && box.right > other.left - 4 && box.top < other.bottom,
+    );
+    if (collides || at(Math.min(length, Math.ceil(x.invert(box.right)))) <= box.bottom) return;
+    write("TSS", box);
+    this.limitLabels.push(box);
   }
 
   /** A place for a label of this width in the shading, the widest corner first. */

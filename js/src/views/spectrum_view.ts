@@ -87,6 +87,7 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
   /** True while a click keeps the mode after the pointer has left. */
   let kept = false;
   let over = false;
+  let describing: ReturnType<typeof setTimeout> | null = null;
   const x = scaleLinear();
   const y = scaleLog();
   const plot = { left: 0, right: 0, top: 0, bottom: 0 };
@@ -186,7 +187,10 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
     if (!context) return;
     context.clearRect(0, 0, layers.width, layers.height);
     const note = emptyReason();
-    picture.setAttribute("aria-label", note ?? describe());
+    describing ??= setTimeout(() => {
+      describing = null;
+      picture.setAttribute("aria-label", emptyReason() ?? describe());
+    }, 400);
     if (note !== null || !scene) {
       handle.hide();
       drawNote(context, note ?? "");
@@ -296,9 +300,9 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
     const at = snap(x(Math.min(now.ess, ranges.count)), layers.ratio);
     context.fillStyle = theme.fg;
     context.fillRect(at - 0.75, plot.top, 1.5, plot.bottom - plot.top);
-    const parts: Part[] = [{ text: `effective rank ${formatEss(now.ess)}`, colour: theme.bg, weight: 600 }];
+    const parts: Part[] = [{ text: formatEss(now.ess), colour: theme.bg, weight: 600 }];
     const width = partsWidth(context, theme, parts) + 16;
-    const left = Math.max(plot.left, Math.min(at - 9, plot.right - width));
+    const left = Math.max(plot.left, Math.min(at - width / 2, plot.right - width));
     plate(context, theme.fg, left, plot.top - 4, width, 18, 9);
     drawParts(context, theme, parts, left + 8, plot.top + 5.5);
   }
@@ -411,6 +415,9 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
 
   const stops = [
     () => stop.abort(),
+    () => {
+      if (describing !== null) clearTimeout(describing);
+    },
     handle.remove,
     followVectors(store),
     onThemeChange(() => {
