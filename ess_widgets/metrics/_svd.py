@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,14 +25,17 @@ def one_thread(device: torch.device) -> Iterator[None]:
     """Let linear algebra on the CPU use one thread, for the calling thread alone.
 
     The matrices are small: a second thread gains little on an idle machine and costs a factor of ten to a
-    hundred on a busy one, where the two wait for each other. torch keeps this setting per thread, so nobody
-    else notices.
+    hundred on a busy one, where the two wait for each other.
     """
     before = torch.get_num_threads()
     if device.type != "cpu" or before == 1:
         yield
         return
     torch.set_num_threads(1)
+    # torch keeps the number per thread, but also hands the last one set to threads that start later.
+    restore = threading.Thread(target=torch.set_num_threads, args=(before,))
+    restore.start()
+    restore.join()
     try:
         yield
     finally:

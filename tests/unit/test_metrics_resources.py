@@ -114,28 +114,42 @@ def test_threads_are_the_callers_own_between_steps() -> None:
         for _ in spectra(torch.randn(16, 16).tril(), chunk=5):
             seen.append(torch.get_num_threads())
 
-    worker = threading.Thread(target=count, args=(3,))
-    worker.start()
-    worker.join()
-    assert seen == [3] * 4
+    for threads in (3, before):
+        worker = threading.Thread(target=count, args=(threads,))
+        worker.start()
+        worker.join()
+    assert seen == [3] * 4 + [before] * 4
     assert torch.get_num_threads() == before
 
 
-def test_one_thread_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def test_one_thread_computes_and_others_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither threads that run already nor those that start meanwhile are restricted."""
+    seen: dict[str, set[int]] = {"own": set(), "new": set()}
     real = torch.linalg.svdvals
 
-    def svdvals(H: Tensor) -> Tensor:
-        seen.append(torch.get_num_threads())
-        return real(H)
+    def note(who: str) -> None:
+        seen[who].add(torch.get_num_threads())
 
-    monkeypatch.setattr(torch.linalg, "svdvals", svdvals)
+    def in_a_thread(target: Any, *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args)
+        thread.start()
+        thread.join()
+
+    def svdvals(H: Tensor) -> Tensor:
+        note("own")
+        in_a_thread(note, "new")
+        return real(H)
 
     def work() -> None:
         torch.set_num_threads(3)
         list(spectra(torch.randn(8, 8).tril()))
 
-    worker = threading.Thread(target=work)
-    worker.start()
-    worker.join()
-    assert set(seen) == {1}
+    monkeypatch.setattr(torch.linalg, "svdvals", svdvals)
+    before = torch.get_num_threads()
+    try:
+        in_a_thread(work)
+    finally:
+        # What threads start with, which the worker has set.
+        in_a_thread(torch.set_num_threads, before)
+    assert seen == {"own": {1}, "new": {3}}
+    assert torch.get_num_threads() == before
