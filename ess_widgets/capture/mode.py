@@ -179,10 +179,10 @@ class CaptureMode(TorchFunctionMode):
             for weights, values, oriented in ((left, right, axes), (right, left, axes.flipped())):
                 if self._mixes(name, kwargs, weights, values, oriented, result):
                     return
-            if self._is_weight(left) or self._is_weight(right):
+        if self._is_weight(left) or self._is_weight(right):
+            if known:
                 self._mixed_by_weight(func, name, args, kwargs, result)
-            return
-        if not self._is_weight(left) and not self._is_weight(right):
+        else:
             self._tape.start(func, name, args, kwargs, result)
 
     def _mixes(self, name: str, kwargs: Any, weights: Tensor, values: Tensor, axes: Any, result: Tensor) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ess_widgets.capture import calls, padding
+from ess_widgets.capture.copier import Copier
 from ess_widgets.capture.errors import CaptureError, NotCausalError
 from ess_widgets.capture.inplace import borrowed, python_randomness
 from ess_widgets.capture.mode import CaptureMode, Found, LeakedWeight, Seen, WrittenWeight
@@ -47,7 +48,8 @@ def run(
     """Run the model once, on a copy, or in place where it refuses to be copied and that is safe."""
     signature = _forward_signature(unwrap(model))
     args, kwargs = _unpack(args, kwargs, signature)
-    _refuse_filled_cache(args, kwargs)
+    _refuse_filled_cache(kwargs)
+    args, kwargs = _own(args), _own(kwargs)
     private: set[str] = set()
     while True:
         try:
@@ -223,7 +225,18 @@ def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any], signature: inspect.S
         return kwargs  # the model's own call will complain
 
 
-def _refuse_filled_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _own(value: Any) -> Any:
+    """Arguments with copies of objects that the forward may change, a cache for example; tensors are shared."""
+    if value is None or isinstance(value, Tensor | nn.Module | Mapping) and not isinstance(value, dict):
+        return value
+    if type(value) is dict:
+        return {key: _own(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_own(item) for item in value)
+    return Copier(lambda module: module, lambda parameter: parameter).value(value)
+
+
+def _refuse_filled_cache(kwargs: dict[str, Any]) -> None:
     for name in ("past_key_values", "past_key_value", "layer_past"):
         cache = kwargs.get(name)
         if cache is None:

@@ -105,7 +105,7 @@ class Node:
         parents = list(self.parents())
         self.depth: int = 1 + max((parent.depth for parent in parents), default=0)
         self.weights: bool = name in calls.EXPONENTIALS or any(parent.weights for parent in parents)
-        self.wide: bool = any(_is_wide(item) for item in _flat((args, kwargs)))
+        self.wide: bool = name == "double" or any(_is_wide(item) for item in _flat((args, kwargs)))
         self.paired: bool = paired or any(parent.paired for parent in parents)
         self.rounded: bool = rounded or any(parent.rounded for parent in parents)
 
