@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ess_widgets.capture import Capture, LayerCapture
 from ess_widgets.metrics import ceiling, from_spectrum, spectra
-from ess_widgets.operators import Dense, Operator
+from ess_widgets.operators import Dense
 
 __all__ = ["Analysis", "Measure"]
 
@@ -60,6 +60,7 @@ class Analysis:
         self._budget = budget
         self._ess: dict[Head, np.ndarray] = {}
         self._measure: Measure | None = None
+        self._matrices: tuple[str, Tensor] | None = None
         self._running: dict[Head, tuple[Iterator[tuple[Tensor, Tensor]], np.ndarray]] = {}
 
     def layer_data(self) -> list[dict[str, Any]]:
@@ -85,8 +86,15 @@ class Analysis:
             self.residuals[layer] = float(worst)
         return self.residuals[layer]
 
-    def operator(self, layer: str, head: int) -> Operator:
-        return self.captured[layer].operator[self.sample, head]
+    def operator(self, layer: str, head: int) -> Dense:
+        """One head's operator. The whole layer is materialised at once and kept until the next, if it is not large."""
+        operator = self.captured[layer].operator[self.sample]
+        valid = operator[head].valid
+        if operator.shape.numel() * 4 > self._budget // 2:
+            return Dense(operator[head].matrix(), valid=valid)
+        if self._matrices is None or self._matrices[0] != layer:
+            self._matrices = layer, operator.matrix()
+        return Dense(self._matrices[1][head], valid=valid)
 
     def limits(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
         """TSS and ceiling, each ``(heads, L)``."""
@@ -105,10 +113,9 @@ class Analysis:
             self._spectra.move_to_end(key)
             return True
         if key not in self._running:
-            operator = self.operator(layer, head)
-            dense = Dense(operator.matrix(), valid=operator.valid)
             length = self.lengths[layer]
-            self._running[key] = spectra(dense), np.zeros((length, max(length // 2, 1)))
+            chunks = spectra(self.operator(layer, head))
+            self._running[key] = chunks, np.zeros((length, max(length // 2, 1)))
         chunks, values = self._running[key]
         for positions, sigma in chunks:
             found = sigma.cpu().numpy()
