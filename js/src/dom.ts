@@ -20,9 +20,16 @@ export function el<K extends keyof HTMLElementTagNameMap>(
   return node;
 }
 
-/** Set text only where it differs: unchanged nodes cost no layout. */
+/** Set text only where it differs, in the text node that is there: what stays costs no layout. */
 export function setText(node: Node, text: string): void {
-  if (node.textContent !== text) node.textContent = text;
+  const only = node.firstChild;
+  if (only instanceof Text && only.nextSibling === null) {
+    if (only.data !== text) only.data = text;
+  } else if (node.textContent !== text) node.textContent = text;
+}
+
+export function setAttribute(node: Element, name: string, value: string): void {
+  if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
 
 export function setHidden(node: HTMLElement, hidden: boolean): void {

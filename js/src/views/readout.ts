@@ -1,12 +1,12 @@
 /** What is under the hair-line and in the span, in numbers. */
-import { disposer, el, listen, setText } from "../dom";
+import { disposer, el, listen, setAttribute, setText } from "../dom";
 import { currentProfile, lengthOf, spanFacts } from "../facts";
 import { formatEss, formatTolerance } from "../format";
 import type { ProfileData, State } from "../state";
 import type { Store } from "../store";
 import { counted, quoted, ratio } from "../wording";
 
-/** "tolerance, τ = 10⁻²": which ESS the numbers are. */
+/** Which ESS the numbers are. */
 export function measureName({ kind, tol, relative }: ProfileData): string {
   return kind === "entropy" ? "entropy" : `σ > ${formatTolerance(tol)}${relative ? "·σ₁" : ""}`;
 }
@@ -17,10 +17,11 @@ function labelAt(state: State, position: number): string {
 }
 
 export function readout(root: HTMLElement, store: Store): () => void {
+  const place = el("div", "ess-place");
   const value = el("span", "ess-big");
-  const limit = el("span", "ess-of");
+  const limit = el("span", "", { title: "Of the ceiling: what state-size and shape of Hᵢ allow here" });
   const which = el("span", "ess-which");
-  const place = el("span", "ess-clip");
+  const figure = el("div", "", {}, value, " ", limit, " ", which);
   const pin = el(
     "button",
     "ess-button",
@@ -29,29 +30,20 @@ export function readout(root: HTMLElement, store: Store): () => void {
   );
   const sides = el("div", "ess-muted");
   const span = el("div", "ess-span-facts");
-  const view = el(
-    "div",
-    "ess-position",
-    { "data-part": "readout" },
-    el("div", "ess-line", {}, place, pin),
-    el("div", "ess-line ess-figure", {}, value, limit, which),
-    sides,
-    span,
-  );
+  const view = el("div", "ess-position", { "data-part": "readout" }, place, pin, figure, sides, span);
   root.append(view);
 
+  const keep = "Keep this position (Space, or a click)";
   const show = () => {
     const { state } = store;
     const { position, pinned, head, span: range } = state.selection;
     const profile = currentProfile(state);
     const length = lengthOf(state);
     const at = position !== null && position < length ? position : null;
-    pin.disabled = at === null;
+    if (pin.disabled !== (at === null)) pin.disabled = at === null;
     setText(pin, pinned ? "unpin" : "pin");
-    pin.setAttribute("aria-pressed", String(pinned));
-    pin.title = pinned
-      ? "Let the position follow the pointer (Escape)"
-      : "Keep this position (Space, or a click)";
+    setAttribute(pin, "aria-pressed", String(pinned));
+    setAttribute(pin, "title", pinned ? "Let the position follow the pointer (Escape)" : keep);
     if (at === null) {
       setText(place, "Point at a position");
       setText(sides, length > 0 ? `${counted(length, "position")}, 0 to ${length - 1}` : "");
@@ -63,9 +55,8 @@ export function readout(root: HTMLElement, store: Store): () => void {
     const ess = cell === null ? NaN : profile!.ess[cell]!;
     const room = cell === null ? NaN : profile!.ceiling[cell]!;
     setText(value, formatEss(ess));
-    setText(limit, Number.isFinite(room) ? `of ${formatEss(room)}` : "");
-    limit.title = "The ceiling: what the state-size and the shape of Hᵢ allow here";
-    setText(which, profile ? `ESS, ${measureName(profile)}` : "ESS");
+    setText(limit, `ESS${Number.isFinite(room) ? ` of ${formatEss(room)}` : ""}`);
+    setText(which, profile ? `by ${measureName(profile)}` : "");
     span.classList.toggle("ess-none", !range || !profile);
     if (!range || !profile) setText(span, "Drag across positions to select a span.");
     else {
@@ -74,7 +65,7 @@ export function readout(root: HTMLElement, store: Store): () => void {
       const last = Math.min(range[1], length) - 1;
       setText(
         span,
-        `Span ${range[0]}–${last}: ESS ${formatMean(facts.mean)} ± ${formatMean(facts.deviation)}, ` +
+        `Span ${range[0]}–${last}: ${formatMean(facts.mean)} ± ${formatMean(facts.deviation)}, ` +
           `${ratio(facts.utilisation)} of ${against}`,
       );
     }
