@@ -111,7 +111,7 @@ test("the reading names position, both sides, ESS and its ceiling", () => {
   const store = mount(readout);
   expect(root.textContent).toContain("Position 2 “two”");
   expect(root.textContent).toContain("past 2 inputs · future 2 outputs");
-  expect(root.textContent).toContain("2 ESS of 2 by σ > 10⁻²");
+  expect(root.textContent).toContain("ESS 2 of 2 by σ > 10⁻²");
   store.select({ span: [1, 4] });
   store.flush();
   expect(root.textContent).toContain("Span 1–3: 1.3 ± 0.5, 1.00 of ceiling");

@@ -21,7 +21,7 @@ export function readout(root: HTMLElement, store: Store): () => void {
   const value = el("span", "ess-big");
   const limit = el("span", "", { title: "Of the ceiling: what state-size and shape of Hᵢ allow here" });
   const which = el("span", "ess-which");
-  const figure = el("div", "", {}, value, " ", limit, " ", which);
+  const figure = el("div", "", {}, "ESS ", value, " ", limit, " ", which);
   const pin = el(
     "button",
     "ess-button",
@@ -55,7 +55,7 @@ export function readout(root: HTMLElement, store: Store): () => void {
     const ess = cell === null ? NaN : profile!.ess[cell]!;
     const room = cell === null ? NaN : profile!.ceiling[cell]!;
     setText(value, formatEss(ess));
-    setText(limit, `ESS${Number.isFinite(room) ? ` of ${formatEss(room)}` : ""}`);
+    setText(limit, Number.isFinite(room) ? `of ${formatEss(room)}` : "");
     setText(which, profile ? `by ${measureName(profile)}` : "");
     span.classList.toggle("ess-none", !range || !profile);
     if (!range || !profile) setText(span, "Drag across positions to select a span.");
