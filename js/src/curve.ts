@@ -1,4 +1,5 @@
 /** The selected head's ESS along positions, from what the browser knows. */
+import { headAmong, ofHead, ofLayer, single } from "./belongs";
 import { essProfile, sameMeasure } from "./metrics";
 import type { ProfileData, SpectrumData, State } from "./state";
 
@@ -10,14 +11,14 @@ export interface Curve {
 
 /** Spectrum of the selected head, where it is here. */
 export function selectedSpectrum(state: State): SpectrumData | null {
-  const { spectrum_data: data, selection } = state;
-  return data && data.layer === selection.layer && data.head === selection.head ? data : null;
+  const data = state.spectrum_data;
+  return data && ofHead(state, data) ? data : null;
 }
 
 /** Profile of the selected layer, where it is here. */
 export function selectedProfile(state: State): ProfileData | null {
-  const { profile_data: data, selection } = state;
-  return data && data.layer === selection.layer ? data : null;
+  const data = state.profile_data;
+  return data && ofLayer(state, data) ? data : null;
 }
 
 /** One row of an array of a profile. */
@@ -28,9 +29,8 @@ export function rowOf(data: ProfileData, array: Float32Array, head: number): Flo
 function compute(state: State, length: number): Curve | null {
   const spectrum = selectedSpectrum(state);
   const profile = selectedProfile(state);
-  const { head } = state.selection;
-  const rowFits = profile !== null && profile.length === length && head < profile.heads;
-  const row = rowFits ? rowOf(profile, profile.ess, head) : null;
+  const row =
+    profile?.length === length ? rowOf(profile, profile.ess, headAmong(state, profile.heads)) : null;
   const fresh = profile !== null && sameMeasure(profile, state.settings);
   if (spectrum?.length === length) {
     const values = essProfile(spectrum, state.settings);
@@ -49,7 +49,17 @@ export function curveReader(): (state: State, length: number) => Curve | null {
   return (state, length) => {
     const { kind, tol, relative } = state.settings;
     const { layer, head } = state.selection;
-    const next = [state.spectrum_data, state.profile_data, kind, tol, relative, layer, head, length];
+    const next = [
+      single(state),
+      state.spectrum_data,
+      state.profile_data,
+      kind,
+      tol,
+      relative,
+      layer,
+      head,
+      length,
+    ];
     if (next.some((value, k) => value !== inputs[k])) curve = compute(state, length);
     inputs = next;
     return curve;

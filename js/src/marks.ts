@@ -1,6 +1,8 @@
 /** What several panels draw: token labels along axes, index ticks, delimiters, the hair-line and its flag. */
 import { ticks } from "d3-array";
 import { type Axis, thinLabels } from "./axis";
+import { headAmong } from "./belongs";
+import { selectedProfile } from "./curve";
 import { formatEss } from "./format";
 import type { Box, Frame } from "./stage";
 import { drawParts, fit, font, normal, partsWidth, plate, small, type Part } from "./text";
@@ -249,16 +251,11 @@ function flagParts(context: Context, frame: Frame, room: number): Part[] {
 
 /** The limit that utilisation is taken against, at a position of the selected head. */
 export function limitAt(frame: Frame, position: number): number | null {
-  const { profile_data: data, selection, settings } = frame.state;
-  if (
-    !data ||
-    data.layer !== selection.layer ||
-    data.length !== frame.length ||
-    selection.head >= data.heads
-  ) {
-    return settings.against === "ceiling" ? Math.min(position, frame.length - position) : null;
-  }
-  return data[settings.against][selection.head * data.length + position] ?? null;
+  const { state, length } = frame;
+  const { against } = state.settings;
+  const data = selectedProfile(state);
+  if (data?.length !== length) return against === "ceiling" ? Math.min(position, length - position) : null;
+  return data[against][headAmong(state, data.heads) * length + position] ?? null;
 }
 
 export const flagHeight = 24;

@@ -1,4 +1,5 @@
 /** Asks the kernel for singular vectors while a singular value is pointed at. */
+import { ofHead } from "./belongs";
 import type { State, VectorData } from "./state";
 import type { Store } from "./store";
 
@@ -13,11 +14,7 @@ function wanted({ selection }: State): { layer: string | null; head: number; pos
 /** The vectors in the store, where they belong to what is selected; else null. */
 export function currentVectors(state: State): VectorData | null {
   const { vectors, selection } = state;
-  const valid =
-    vectors !== null &&
-    vectors.layer === selection.layer &&
-    vectors.head === selection.head &&
-    vectors.position === selection.position;
+  const valid = vectors !== null && vectors.position === selection.position && ofHead(state, vectors);
   return valid ? vectors : null;
 }
 

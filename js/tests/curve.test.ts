@@ -21,9 +21,11 @@ const spectrum: SpectrumData = {
   rank: 1,
   values: Float32Array.of(0, 0.05, 0.5),
 };
+const layers = ["a", "b"].map((name) => ({ name, family: "", heads: 2, residual: null, limit: 1e-5 }));
 function state(patch: Partial<State>, tol = 0.1): State {
   return {
     ...initialState,
+    layers,
     settings: { ...initialState.settings, kind: "tolerance", tol },
     selection: { ...initialState.selection, layer, head: 1 },
     ...patch,
@@ -55,6 +57,14 @@ describe("the selected head's curve", () => {
     expect(read(state({ profile_data: { ...profile, layer: "b" } }), 3)).toBeNull();
     expect(read(state({ profile_data: profile }), 4)).toBeNull();
     expect(read(state({}), 3)).toBeNull();
+  });
+
+  it("of a view without layers does not mind which layer others select, nor a head it has not", () => {
+    const read = curveReader();
+    const selection = { ...initialState.selection, layer: "elsewhere", head: 7 };
+    const alone = { layers: [], selection, profile_data: { ...profile, layer: null } };
+    expect([...read(state(alone), 3)!.values]).toEqual([0, 1, 1]);
+    expect(read(state({ ...alone, layers }), 3)).toBeNull();
   });
 
   it("is computed once per change", () => {

@@ -4,6 +4,7 @@ import { Store } from "../src/store";
 import { currentMode, currentVectors, followVectors, largest } from "../src/vectors";
 
 const layer = "model.layers.0";
+const layers = [{ name: layer, family: "", heads: 2, residual: null, limit: 1e-5 }];
 
 function vectors(position: number, length = 6, count = 2): VectorData {
   return {
@@ -26,7 +27,7 @@ describe("asking for singular vectors", () => {
   let stop: () => void;
   beforeEach(() => {
     vi.useFakeTimers();
-    store = new Store({ selection: select({ position: 3 }) });
+    store = new Store({ layers, selection: select({ position: 3 }) });
     sent = [];
     store.send = (content) => sent.push(content);
     stop = followVectors(store);
@@ -99,7 +100,12 @@ describe("asking for singular vectors", () => {
 });
 
 it("shows vectors only where they belong", () => {
-  const state: State = { ...initialState, vectors: vectors(2), selection: select({ position: 2, mode: 1 }) };
+  const state: State = {
+    ...initialState,
+    layers,
+    vectors: vectors(2),
+    selection: select({ position: 2, mode: 1 }),
+  };
   const mode = currentMode(state)!;
   expect([...mode.past]).toEqual([2, 3]);
   expect([...mode.future]).toEqual([104, 105, 106, 107]);

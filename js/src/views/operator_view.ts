@@ -1,5 +1,6 @@
 /** The operator of the selected head as a heat map, with H_i framed on it and what it remembers at its edges. */
 import { Axis } from "../axis";
+import { ofHead } from "../belongs";
 import {
   barTicks,
   heatImage,
@@ -487,8 +488,8 @@ function rangeOf(block: number, cells: number, length: number): [number, number]
   return [Math.min(first, last), last];
 }
 
-export function operatorWaits({ operator_data: data, selection }: State): boolean {
-  return data !== null && (data.layer !== selection.layer || data.head !== selection.head);
+export function operatorWaits(state: State): boolean {
+  return state.operator_data !== null && !ofHead(state, state.operator_data);
 }
 
 /** The operator on its own. */

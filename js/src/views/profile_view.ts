@@ -1,5 +1,6 @@
 /** ESS along positions: the selected head bold, the layer's other heads thin, what no head can exceed shaded. */
 import { scaleLinear } from "d3-scale";
+import { headAmong, ofLayer } from "../belongs";
 import { rowOf, selectedProfile } from "../curve";
 import { formatEss, formatTolerance } from "../format";
 import {
@@ -113,7 +114,7 @@ export class ProfilePanel implements Panel {
   }
 
   private limits(frame: Frame, data: ProfileData): { ceiling: Float32Array; size: Float32Array } {
-    const head = Math.min(frame.state.selection.head, data.heads - 1);
+    const head = headAmong(frame.state, data.heads);
     return { ceiling: rowOf(data, data.ceiling, head), size: rowOf(data, data.state_size, head) };
   }
 
@@ -183,8 +184,9 @@ export class ProfilePanel implements Panel {
 
   private title(context: Context, frame: Frame): void {
     const { theme, state } = frame;
-    const { settings, selection } = state;
-    const heads = selectedProfile(state)?.heads ?? 1;
+    const { settings } = state;
+    const heads = selectedProfile(state)?.heads;
+    const head = heads === undefined ? state.selection.head : headAmong(state, heads);
     const tol = formatTolerance(settings.tol);
     const how =
       settings.kind === "entropy"
@@ -192,10 +194,10 @@ export class ProfilePanel implements Panel {
         : `singular values of H above ${settings.relative ? `${tol} σ₁` : tol}`;
     const pieces: Part[][] = [
       [{ text: "ESS", colour: theme.fg, size: normal, weight: 650 }],
-      [{ text: `head ${selection.head}`, colour: theme.series, weight: 650, space: 8 }],
+      [{ text: `head ${head}`, colour: theme.series, weight: 650, space: 8 }],
       [{ text: how, colour: theme.muted, space: 8 }],
     ];
-    if (heads > 1) {
+    if (heads !== undefined && heads > 1) {
       pieces.push([
         { text: `thin: the other ${heads - 1} head${heads > 2 ? "s" : ""}`, colour: theme.muted, space: 12 },
       ]);
@@ -291,8 +293,9 @@ export class ProfilePanel implements Panel {
     context.strokeStyle = frame.theme.seriesFaint;
     context.lineWidth = 1;
     context.globalAlpha = sameMeasure(data, frame.state.settings) ? 0.9 : 0.3;
+    const selected = headAmong(frame.state, data.heads);
     for (let head = 0; head < data.heads; head++) {
-      if (head !== frame.state.selection.head) this.trace(context, frame, rowOf(data, data.ess, head));
+      if (head !== selected) this.trace(context, frame, rowOf(data, data.ess, head));
     }
     context.globalAlpha = 1;
   }
@@ -407,7 +410,7 @@ export function profileView(root: HTMLElement, store: Store): () => void {
   return mountStage(root, store, {
     panels: [new ProfilePanel(true)],
     length: profileLength,
-    waiting: (state) => state.profile_data !== null && state.profile_data.layer !== state.selection.layer,
+    waiting: (state) => state.profile_data !== null && !ofLayer(state, state.profile_data),
     rowLabels: false,
   });
 }
