@@ -288,7 +288,7 @@ class CaptureMode(TorchFunctionMode):
         name = f"{path}#{count}" if count else path
         return name, self._selector.keep(name, len(self.found))
 
-    def _add(self, name: str, mixer: Mixer | None, valid: Tensor | None = None, crosses: bool = False) -> None:
+    def _add(self, name: str, mixer: Mixer | None, valid: Tensor | None = None, crosses: bool | None = None) -> None:
         found = Found(name, mixer, valid)
         self.found.append(found)
         if mixer is not None:
@@ -296,7 +296,7 @@ class CaptureMode(TorchFunctionMode):
                 found.valid = self._own_tokens(mixer)
             found.future = mixer.future(found.valid)
             if found.future is not None:
-                found.crosses = crosses or self._other_source()
+                found.crosses = self._other_source() if crosses is None else crosses
         if self._on_layer is not None:
             self._on_layer(name, len(self.found) - 1)
 
@@ -333,7 +333,7 @@ class CaptureMode(TorchFunctionMode):
     def _other_source(self) -> bool:
         """Whether the module that is running was given a second sequence to read."""
         for frame in reversed(self._tracker.frames):
-            sequences = [t for t in frame.tensors if t.ndim == 3 and t.is_floating_point()]
+            sequences = {id(t) for t in frame.tensors if t.ndim == 3 and t.is_floating_point()}
             if len(sequences) > 1:
                 return True
             if sequences:
