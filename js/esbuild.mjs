@@ -12,7 +12,7 @@ const options = {
   outdir: "../ess_widgets/widgets/static",
   bundle: true,
   format: "esm",
-  target: "es2022",
+  target: ["es2022", "chrome111", "firefox115", "safari16.4"],
   minify: !watch,
   sourcemap: watch ? "inline" : false,
   legalComments: "none",
