@@ -1,6 +1,6 @@
 /** Joins an anywidget model to a store: traits in, interaction out. */
 import type { AnyModel } from "@anywidget/types";
-import type { Selection, Settings, State } from "./state";
+import type { DetailData, Selection, Settings, State, VectorData } from "./state";
 import { Store } from "./store";
 
 type Wire = Record<string, unknown>;
@@ -131,12 +131,14 @@ export async function bind(model: AnyModel): Promise<[Store, () => void]> {
 
   // A detail that has no place among the traits: singular vectors and operator tiles, on request.
   const message = (content: Wire, buffers: DataView[]) => {
-    if (content["type"] !== "vectors") return;
-    const [past, future] = buffers;
-    if (!past || !future) return;
-    store.set({
-      vectors: { ...(content as object), past: floats(past), future: floats(future) } as State["vectors"],
-    });
+    const [first, second] = buffers;
+    if (content["type"] === "vectors" && first && second) {
+      store.set({
+        vectors: { ...content, past: floats(first), future: floats(second) } as unknown as VectorData,
+      });
+    } else if (content["type"] === "detail" && first) {
+      store.set({ detail: { ...content, matrix: floats(first) } as unknown as DetailData });
+    }
   };
   model.on("msg:custom", message);
   undo.push(() => model.off("msg:custom", message));

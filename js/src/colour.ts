@@ -1,6 +1,7 @@
 /** Colour maps and the normalisation of an operator's entries. */
 import { interpolateLab, piecewise } from "d3-interpolate";
 import { ticks } from "d3-array";
+import type { Cells } from "./detail";
 import type { OperatorData, Scale } from "./state";
 import { parseColour, type Theme } from "./theme";
 
@@ -125,19 +126,20 @@ function pack(colour: string): number {
   );
 }
 
-/** Pixels of the operator, one per cell, transparent above the diagonal. */
-export function heatPixels(data: OperatorData, norm: Normalisation, theme: Theme): Uint32Array {
-  const { matrix, side } = data;
+/** One pixel per cell, transparent above the diagonal. */
+export function heatPixels(cells: Cells, norm: Normalisation, theme: Theme): Uint32Array {
+  const { matrix, rows, columns, block } = cells;
   const colour = norm.signed ? signed(theme) : sequential(theme);
   const from = norm.signed ? -1 : 0;
   const table = Uint32Array.from({ length: steps + 1 }, (_, k) =>
     pack(colour(from + ((1 - from) * k) / steps)),
   );
   const bad = pack(notFiniteColour(theme));
-  const pixels = new Uint32Array(side * side);
-  for (let row = 0; row < side; row++) {
-    for (let column = 0; column <= row; column++) {
-      const index = row * side + column;
+  const pixels = new Uint32Array(rows * columns);
+  for (let row = 0; row < rows; row++) {
+    const lastRow = cells.top + (row + 1) * block - 1;
+    for (let column = 0; column < columns && cells.left + column * block <= lastRow; column++) {
+      const index = row * columns + column;
       const value = matrix[index]!;
       pixels[index] = Number.isFinite(value)
         ? table[Math.round(((place(norm, value) - from) / (1 - from)) * steps)]!
@@ -147,12 +149,12 @@ export function heatPixels(data: OperatorData, norm: Normalisation, theme: Theme
   return pixels;
 }
 
-/** The operator as an image, one pixel per cell. */
-export function heatImage(data: OperatorData, norm: Normalisation, theme: Theme): HTMLCanvasElement {
+/** Cells as an image, one pixel each. */
+export function heatImage(cells: Cells, norm: Normalisation, theme: Theme): HTMLCanvasElement {
   const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = data.side;
-  const pixels = heatPixels(data, norm, theme);
-  const bytes = new Uint8ClampedArray(pixels.buffer);
-  if (data.side > 0) canvas.getContext("2d")?.putImageData(new ImageData(bytes, data.side), 0, 0);
+  canvas.width = cells.columns;
+  canvas.height = cells.rows;
+  const bytes = new Uint8ClampedArray(heatPixels(cells, norm, theme).buffer);
+  if (bytes.length > 0) canvas.getContext("2d")?.putImageData(new ImageData(bytes, cells.columns), 0, 0);
   return canvas;
 }

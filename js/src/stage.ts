@@ -78,6 +78,7 @@ const shownKeys = [
   "selection",
   "vectors",
   "zoom",
+  "detail",
   "status",
 ] as const;
 

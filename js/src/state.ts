@@ -47,12 +47,28 @@ export interface Layer {
   limit: number;
 }
 
-/** The operator of one head, at most `side` × `side` cells: block maxima of |T| where side < length. */
+/**
+ * The operator of one head as `side` × `side` cells. A cell is `block` × `block` entries, of which it holds
+ * the one of largest magnitude.
+ */
 export interface OperatorData {
   layer: string | null;
   head: number;
   length: number;
   side: number;
+  block: number;
+  matrix: Float32Array;
+}
+
+/** A part of the operator, finer than `OperatorData` has it: `rows` × `columns` cells from (`top`, `left`) on. */
+export interface DetailData {
+  layer: string | null;
+  head: number;
+  top: number;
+  left: number;
+  rows: number;
+  columns: number;
+  block: number;
   matrix: Float32Array;
 }
 
@@ -134,6 +150,8 @@ export interface State {
   grid_data: GridData | null;
   status: Status;
   vectors: VectorData | null;
+  /** What zooming into a large operator has fetched. */
+  detail: DetailData | null;
   /** Null shows everything. Lives in the browser alone. */
   zoom: Zoom | null;
 }
@@ -151,5 +169,6 @@ export const initialState: State = {
   grid_data: null,
   status: { phase: "idle", message: "", progress: null },
   vectors: null,
+  detail: null,
   zoom: null,
 };

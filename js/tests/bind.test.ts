@@ -20,7 +20,7 @@ test("floats come out of unaligned bytes", () => {
 test("the store begins with what the model holds", async () => {
   const model = new Model({
     ...traits,
-    operator_data: { layer: "a", head: 0, length: 1, side: 1, matrix: bytes([0.25]) },
+    operator_data: { layer: "a", head: 0, length: 1, side: 1, block: 1, matrix: bytes([0.25]) },
     grid_data: {},
   });
   const [store] = await bind(model.any);

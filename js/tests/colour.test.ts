@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { barTicks, heatPixels, normalise, notFiniteColour, place, sequential, signed } from "../src/colour";
+import { cellsOf } from "../src/detail";
 import type { OperatorData } from "../src/state";
 import { luminance, parseColour, readTheme, type Theme } from "../src/theme";
 
@@ -14,7 +15,7 @@ function theme(dark: boolean): Theme {
 
 function operator(rows: number[][]): OperatorData {
   const side = rows.length;
-  return { layer: null, head: 0, length: side, side, matrix: Float32Array.from(rows.flat()) };
+  return { layer: null, head: 0, length: side, side, block: 1, matrix: Float32Array.from(rows.flat()) };
 }
 
 const attention = operator([
@@ -108,7 +109,7 @@ it("paints cells, leaves the future blank and marks what is not finite", () => {
     [NaN, 0.1, 0],
     [0, 0.01, 1],
   ]);
-  const bytes = new Uint8Array(heatPixels(data, normalise(data, "log"), light).buffer);
+  const bytes = new Uint8Array(heatPixels(cellsOf(data), normalise(data, "log"), light).buffer);
   const cell = (row: number, column: number) => [
     ...bytes.subarray((row * 3 + column) * 4, (row * 3 + column) * 4 + 4),
   ];

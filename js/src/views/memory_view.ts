@@ -1,4 +1,5 @@
 /** The picture that is the product: the profile on top of the operator, on one axis, one hair-line through both. */
+import { followDetail } from "../detail";
 import { mountStage } from "../stage";
 import type { Store } from "../store";
 import { followVectors } from "../vectors";
@@ -6,7 +7,7 @@ import { OperatorPanel, operatorWaits } from "./operator_view";
 import { ProfilePanel } from "./profile_view";
 
 export function memoryView(root: HTMLElement, store: Store): () => void {
-  const release = followVectors(store);
+  const undo = [followVectors(store), followDetail(store)];
   const unmount = mountStage(root, store, {
     panels: [new ProfilePanel(false), new OperatorPanel(false)],
     length: (state) => state.operator_data?.length ?? state.profile_data?.length ?? 0,
@@ -15,6 +16,6 @@ export function memoryView(root: HTMLElement, store: Store): () => void {
   });
   return () => {
     unmount();
-    release();
+    undo.forEach((stop) => stop());
   };
 }

@@ -11,6 +11,7 @@ import {
   signed,
   type Normalisation,
 } from "../colour";
+import { cellAt, cellsOf, currentDetail, followDetail, type Cell, type Cells } from "../detail";
 import { formatNumber, formatPower } from "../format";
 import {
   columnLabelHeight,
@@ -46,9 +47,9 @@ export class OperatorPanel implements Panel {
   plot: Box = { left: 0, top: 0, right: 0, bottom: 0 };
   private top = 0;
   private y = new Axis(0, 1, 0, 1);
-  private image: HTMLCanvasElement | null = null;
   private norm: Normalisation | null = null;
-  private imageInputs: unknown[] = [];
+  private normInputs: unknown[] = [];
+  private images = new Map<Float32Array, HTMLCanvasElement>();
   private bar: Box = { left: 0, top: 0, right: 0, bottom: 0 };
 
   /** `alone`: with a flag of its own above. */
@@ -74,7 +75,7 @@ export class OperatorPanel implements Panel {
   }
 
   inputs(state: State): unknown[] {
-    return [state.operator_data, state.settings.scale, state.status.phase];
+    return [state.operator_data, currentDetail(state), state.settings.scale, state.status.phase];
   }
 
   corner(): { right: number; top: number } {
@@ -94,10 +95,27 @@ export class OperatorPanel implements Panel {
 
   private refresh(data: OperatorData, frame: Frame): void {
     const inputs = [data, frame.state.settings.scale, frame.theme];
-    if (inputs.every((value, k) => value === this.imageInputs[k])) return;
-    this.imageInputs = inputs;
+    if (inputs.every((value, k) => value === this.normInputs[k])) return;
+    this.normInputs = inputs;
     this.norm = normalise(data, frame.state.settings.scale);
-    this.image = heatImage(data, this.norm, frame.theme);
+    this.images.clear();
+  }
+
+  /** Draws cells where they lie; an image is made once, and the last two are kept: all, and the detail. */
+  private heat(context: Context, frame: Frame, cells: Cells): void {
+    const { x, theme, ratio } = frame;
+    const { y } = this;
+    if (!this.norm || cells.matrix.length === 0) return;
+    const image = this.images.get(cells.matrix) ?? heatImage(cells, this.norm, theme);
+    this.images.set(cells.matrix, image);
+    for (const old of [...this.images.keys()].slice(0, -2)) this.images.delete(old);
+    const { top, left, rows, columns, block } = cells;
+    const [x1, x2] = [x.at(left), x.at(left + columns * block)];
+    const [y1, y2] = [y.at(top), y.at(top + rows * block)];
+    // Cells smaller than a pixel are averaged, larger ones keep sharp edges.
+    context.imageSmoothingEnabled = x.cell * block * ratio < 1;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(image, x1, y1, x2 - x1, y2 - y1);
   }
 
   paint(context: Context, frame: Frame): void {
@@ -119,25 +137,9 @@ export class OperatorPanel implements Panel {
     context.beginPath();
     context.rect(plot.left, plot.top, plot.right - plot.left, plot.bottom - plot.top);
     context.clip();
-    if (this.image) {
-      const cells = data.side / length;
-      const [sx, sy] = [x.start * cells, y.start * cells];
-      const [sw, sh] = [(x.end - x.start) * cells, (y.end - y.start) * cells];
-      // Cells smaller than a pixel are averaged, larger ones keep sharp edges.
-      context.imageSmoothingEnabled = (x.cell * ratio) / cells < 1;
-      context.imageSmoothingQuality = "high";
-      context.drawImage(
-        this.image,
-        sx,
-        sy,
-        sw,
-        sh,
-        plot.left,
-        plot.top,
-        plot.right - plot.left,
-        plot.bottom - plot.top,
-      );
-    }
+    this.heat(context, frame, cellsOf(data));
+    const detail = currentDetail(state);
+    if (detail) this.heat(context, frame, detail);
     delimiterLines(context, frame, x, (at) => line(context, at, plot.top, at, plot.bottom));
     delimiterLines(context, frame, y, (at, index) =>
       line(context, plot.left, at, Math.max(plot.left, x.clamped(index)), at),
@@ -337,20 +339,19 @@ export class OperatorPanel implements Panel {
     const inside =
       pointer.x >= plot.left && pointer.x < plot.right && pointer.y >= plot.top && pointer.y < plot.bottom;
     if (!inside) return null;
-    const cells = data.side / length;
-    const column = Math.floor(x.invert(pointer.x) * cells);
-    const row = Math.floor(y.invert(pointer.y) * cells);
-    if (column > row || row >= data.side || column < 0) return null;
-    const value = data.matrix[row * data.side + column]!;
-    const rows = rangeOf(row, cells, length);
-    const columns = rangeOf(column, cells, length);
+    const [row, column] = [Math.floor(y.invert(pointer.y)), Math.floor(x.invert(pointer.x))];
+    const detail = currentDetail(frame.state);
+    const cell =
+      (detail && cellAt(detail, length, row, column)) ?? cellAt(cellsOf(data), length, row, column);
+    if (!cell) return null;
+    const { rows, columns, value } = cell;
     const where = (range: [number, number]) =>
       range[0] === range[1] ? String(range[0]) : `${range[0]}–${range[1]}`;
     const first: Part[] = [
       { text: `T[${where(rows)}, ${where(columns)}]`, colour: theme.muted },
       { text: formatNumber(value), colour: theme.fg, size: normal, weight: 650, space: 8 },
     ];
-    if (data.side < length) first.push({ text: "largest", colour: theme.muted, space: 6 });
+    if (rows[0] !== rows[1]) first.push({ text: "largest", colour: theme.muted, space: 6 });
     const second: Part[] = [];
     if (!frame.indexed) {
       const room = Math.min(110, (plot.right - plot.left) * 0.24);
@@ -372,15 +373,15 @@ export class OperatorPanel implements Panel {
     const end = (parts: Part[]) => plot.right - 6 - partsWidth(context, theme, parts);
     drawParts(context, theme, first, end(first), box.top + 11);
     drawParts(context, theme, second, end(second), box.top + 28);
-    this.outline(context, frame, cells, row, column);
+    this.outline(context, frame, cell);
     if (Number.isFinite(value)) this.pointOnBar(context, frame, value);
     return box;
   }
 
-  private outline(context: Context, frame: Frame, cells: number, row: number, column: number): void {
+  private outline(context: Context, frame: Frame, { rows, columns }: Cell): void {
     const { x, theme } = frame;
-    const [left, right] = [x.clamped(column / cells), x.clamped((column + 1) / cells)];
-    const [top, bottom] = [this.y.clamped(row / cells), this.y.clamped((row + 1) / cells)];
+    const [left, right] = [x.clamped(columns[0]), x.clamped(columns[1] + 1)];
+    const [top, bottom] = [this.y.clamped(rows[0]), this.y.clamped(rows[1] + 1)];
     if (right - left < 5) return;
     context.lineWidth = 1.5;
     context.strokeStyle = theme.fg;
@@ -481,20 +482,13 @@ function signedPower(value: number): string {
   return value < 0 ? `−${power}` : power === "10⁰" ? "1" : power;
 }
 
-/** First and last position in a block of cells. */
-function rangeOf(block: number, cells: number, length: number): [number, number] {
-  const first = Math.ceil(block / cells - 1e-9);
-  const last = Math.min(length - 1, Math.ceil((block + 1) / cells - 1e-9) - 1);
-  return [Math.min(first, last), last];
-}
-
 export function operatorWaits(state: State): boolean {
   return state.operator_data !== null && !ofHead(state, state.operator_data);
 }
 
 /** The operator on its own. */
 export function operatorView(root: HTMLElement, store: Store): () => void {
-  const release = followVectors(store);
+  const undo = [followVectors(store), followDetail(store)];
   const unmount = mountStage(root, store, {
     panels: [new OperatorPanel(true)],
     length: (state) => state.operator_data?.length ?? 0,
@@ -503,6 +497,6 @@ export function operatorView(root: HTMLElement, store: Store): () => void {
   });
   return () => {
     unmount();
-    release();
+    undo.forEach((stop) => stop());
   };
 }

@@ -51,6 +51,7 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
   let weights: Int8Array = new Int8Array(0);
   /** Vertical place of each token; null after anything that may have moved them. */
   let tops: number[] | null = null;
+  let line = 0;
   let pointing = false;
 
   const build = (tokens: Tokens | null) => {
@@ -135,13 +136,15 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
   const reveal = () => {
     if (position === null || pointing || nodes.length === 0) return;
     if (strip.scrollHeight <= strip.clientHeight + 1) return;
-    tops ??= nodes.map((node) => node.offsetTop);
-    const top = tops[position];
-    if (top === undefined) return;
-    const line = 24;
-    if (top < strip.scrollTop) strip.scrollTop = top - 4;
+    if (!tops) {
+      tops = nodes.map((node) => node.offsetTop);
+      line = parseFloat(getComputedStyle(strip).lineHeight);
+    }
+    // By whole lines, counted from the first: none is left half shown.
+    const top = tops[position]! - tops[0]!;
+    if (top < strip.scrollTop) strip.scrollTop = top;
     else if (top + line > strip.scrollTop + strip.clientHeight)
-      strip.scrollTop = top + line + 4 - strip.clientHeight;
+      strip.scrollTop = Math.ceil((top + line - strip.clientHeight) / line) * line;
   };
 
   const indexAt = (event: Event): number | null => {
