@@ -227,6 +227,8 @@ def _check(found: Found, names: list[str]) -> None:
     mixer = found.mixer
     if mixer is None:
         return
+    if 0 in mixer.shape:
+        raise CaptureError(f"layer {found.name!r} was given no tokens: its batch, heads and length are {mixer.shape}.")
     outputs = mixer.outputs()
     bad = ~torch.isfinite(outputs).all(-1)
     if found.valid is not None:

@@ -102,8 +102,6 @@ class CaptureMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():
-            return func(*args, **kwargs)
         if self._should_stop is not None and self._should_stop():
             raise Cancelled("a newer request took over")
         name = getattr(func, "__name__", "").partition(".")[0]

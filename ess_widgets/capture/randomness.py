@@ -32,7 +32,9 @@ class PrivateRandom:
             options = {"dtype": tensor.dtype, "layout": tensor.layout, "device": device, **kwargs}
             options.pop("input", None)
             options.pop("memory_format", None)
-            bounds = args[1:] if "input" not in kwargs else args
+            bounds = list(args if "input" in kwargs else args[1:])
+            bounds = [options.pop(key) for key in ("low",) if key in options] + bounds
+            bounds += [options.pop(key) for key in ("high",) if key in options]
             return _LIKE[name](*bounds, tuple(tensor.shape), generator=generator, **options)
         return func(*args, **{**kwargs, "generator": generator})
 

@@ -129,7 +129,7 @@ class Replica:
 
 def replicate(model: nn.Module, private: Container[str] = ()) -> Replica:
     """Copy a model's structure; parameters named in ``private`` are copied too, because a forward writes to them."""
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         return Replica(model, private)
 
 

@@ -227,7 +227,7 @@ def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any], signature: inspect.S
 
 def _own(value: Any) -> Any:
     """Arguments with copies of objects that the forward may change, a cache for example; tensors are shared."""
-    if value is None or isinstance(value, Tensor | nn.Module | Mapping) and not isinstance(value, dict):
+    if value is None or (isinstance(value, Tensor | nn.Module | Mapping) and not isinstance(value, dict)):
         return value
     if type(value) is dict:
         return {key: _own(item) for key, item in value.items()}

@@ -270,8 +270,8 @@ def _without_scores(node: Node, args: Any, kwargs: Any) -> Tensor:
     return torch.add(blank, bias, alpha=kwargs.get("beta", 1))
 
 
-@torch.no_grad()
 def _evaluate(ref: Ref, step: Callable[[Node, Any, Any], Any], dtype: torch.dtype) -> Tensor:
+    """Run the recorded calls that lead to ``ref`` in order; results are dropped after their last use."""
     order: list[Node] = []
     uses: dict[Node, int] = {}
 
@@ -286,34 +286,28 @@ def _evaluate(ref: Ref, step: Callable[[Node, Any, Any], Any], dtype: torch.dtyp
     uses[ref.node] = 1
     visit(ref.node)
     done: dict[Node, Any] = {}
-    device = None
 
-    for node in order:
-        spent: list[Node] = []
+    def load(item: Any) -> Any:
+        if isinstance(item, Leaf):
+            return item.tensor.to(dtype) if item.tensor.is_floating_point() else item.tensor
+        if isinstance(item, Ref):
+            return done[item.node] if item.index is None else done[item.node][item.index]
+        return item
 
-        def load(item: Any, spent: list[Node] = spent) -> Any:
-            if isinstance(item, Leaf):
-                return item.tensor.to(dtype) if item.tensor.is_floating_point() else item.tensor
-            if isinstance(item, Ref):
-                spent.append(item.node)
-                value = done[item.node]
-                return value if item.index is None else value[item.index]
-            return item
-
-        args, kwargs = _map(node.args, load), _map(node.kwargs, load)
-        device = device or _device((args, kwargs))
-        if node.writes and args:
-            args = (args[0].clone(), *args[1:])
-        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+    device = next((_device((node.args, node.kwargs)) for node in order if node.root), torch.device("cpu"))
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for node in order:
+            args, kwargs = _map(node.args, load), _map(node.kwargs, load)
+            if node.writes and args:
+                args = (args[0].clone(), *args[1:])
             result = step(node, args, kwargs)
-        done[node] = args[0] if node.name == "__setitem__" else result
-        del args, kwargs, result
-        for parent in spent:
-            uses[parent] -= 1
-            if not uses[parent]:
-                done.pop(parent, None)
-    value = done[ref.node]
-    return value if ref.index is None else value[ref.index]  # type: ignore[no-any-return]
+            done[node] = args[0] if node.name == "__setitem__" else result
+            del args, kwargs, result
+            for parent in node.parents():
+                uses[parent] -= 1
+                if not uses[parent]:
+                    done.pop(parent, None)
+        return done[ref.node] if ref.index is None else done[ref.node][ref.index]  # type: ignore[no-any-return]
 
 
 def _identity(tensor: Tensor) -> Tensor:
