@@ -65,10 +65,11 @@ def _from_hub_cache(say: Say) -> Path:
 
 def _from_hub(say: Say) -> Path:
     """the hub"""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi
 
-    # The first, small file fails quickly where there is no network.
-    hf_hub_download(HUB_NAME, HUB_FILES[0], etag_timeout=HUB_SECONDS)
+    HfApi().model_info(
+        HUB_NAME, timeout=HUB_SECONDS
+    )  # one quick question; a download would try again and again
     say(f"{NAME}: downloading 270 MB from the hub, once …")
     return _hub_files()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import os
@@ -174,11 +175,14 @@ def hub(tiny_directory: Path) -> Iterator[str]:
         def do_GET(self) -> None:
             repository, _, rest = self.path.partition("/resolve/")
             name = rest.partition("/")[2]
-            if repository != f"/{source.HUB_NAME}" or name not in files:
+            if self.path == f"/api/models/{source.HUB_NAME}":
+                body = json.dumps({"id": source.HUB_NAME, "sha": commit}).encode()
+            elif repository == f"/{source.HUB_NAME}" and name in files:
+                asked.append(name)
+                body = files[name]
+            else:
                 self.send_error(404)
                 return
-            asked.append(name)
-            body = files[name]
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("ETag", f'"{name}"')
