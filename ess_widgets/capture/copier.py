@@ -129,16 +129,17 @@ class Copier:
         plain = uncompiled(value)
         if plain is not value:
             return self.value(plain, depth)
-        cells = value.__closure__
-        if not cells or depth > _DEPTH:
+        cells = value.__closure__ or ()
+        if not (cells or value.__defaults__ or value.__kwdefaults__) or depth > _DEPTH:
             return value
         new_cells = tuple(types.CellType() for _ in cells)
-        copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, new_cells)
-        copied.__kwdefaults__ = value.__kwdefaults__
+        copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, closure=new_cells or None)
         copied.__dict__.update(value.__dict__)
         copied.__qualname__, copied.__module__, copied.__doc__ = value.__qualname__, value.__module__, value.__doc__
         self._remember(value, copied)  # a closure may hold itself
-        changed = False
+        copied.__defaults__ = self.value(value.__defaults__, depth + 1)
+        copied.__kwdefaults__ = self.value(value.__kwdefaults__, depth + 1)
+        changed = copied.__defaults__ is not value.__defaults__ or bool(value.__kwdefaults__)
         for old, new in zip(cells, new_cells, strict=True):
             try:
                 content = old.cell_contents
