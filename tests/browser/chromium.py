@@ -20,6 +20,7 @@ PLACES = (
     r"C:\Program Files\Google\Chrome\Application\chrome.exe",
     r"C:\Program Files (x86)\Google\Chrome\Application\chrome.exe",
 )
+DEBIAN_PACKAGES = ("chromium", "fonts-dejavu-core", "fonts-liberation")
 HOW_TO_GET_ONE = (
     "The browser tests need Chromium or Chrome and none was found or could be installed: run "
     "`python -m playwright install chromium` or `apt-get install chromium`, or set CHROME to an executable."
@@ -62,6 +63,6 @@ def find_chromium(playwrights_own: str) -> str | None:
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     if found is None and is_root and shutil.which("apt-get"):
         _quietly("apt-get", "update")
-        _quietly("apt-get", "install", "-y", "--no-install-recommends", "chromium")
+        _quietly("apt-get", "install", "-y", "--no-install-recommends", *DEBIAN_PACKAGES)
         found = _first(_installed())
     return found
