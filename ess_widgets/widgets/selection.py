@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import traitlets as t
-from ipywidgets import Widget
+
+from .routing import Responsive
 
 __all__ = ["Selection"]
 
@@ -23,7 +24,7 @@ class Extent:
     length: int
 
 
-class Selection(Widget):  # type: ignore[misc]
+class Selection(Responsive):
     """The brushed layer, head, position and span, shared by linked views.
 
     Views that are given the same ``Selection`` answer each other in the browser, without the kernel;

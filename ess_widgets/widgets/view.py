@@ -10,6 +10,7 @@ import traitlets as t
 from anywidget import AnyWidget
 from ipywidgets import widget_serialization
 
+from .routing import Responsive
 from .selection import Selection
 
 __all__ = ["View"]
@@ -22,7 +23,7 @@ if not (STATIC / "widget.js").exists():
     )
 
 
-class View(AnyWidget):
+class View(AnyWidget, Responsive):
     """A widget that shows a :class:`Selection` and can be updated from a worker thread."""
 
     _esm = STATIC / "widget.js"
