@@ -91,14 +91,21 @@ class ExplorerPage:
 
     def begin(self, code: str) -> None:
         """Start code in the kernel and do not wait for it."""
-        script = "({path, code}) => void lab.kernel(path).requestExecute({ code, store_history: false })"
+        script = """({path, code}) => {
+          const begun = window.begun = { over: false };
+          lab.kernel(path).requestExecute({ code, store_history: false }).done.then(() => (begun.over = true));
+        }"""
         self.lab.page.evaluate(script, {"path": self.notebook.path, "code": code})
 
     def busy(self) -> bool:
-        """Whether the kernel is running something."""
-        return bool(
-            self.lab.page.evaluate("(path) => lab.kernel(path).status === 'busy'", self.notebook.path)
-        )
+        """Whether what was begun last is still running."""
+        return not self.lab.page.evaluate("() => begun.over")
+
+    def edit(self, text: str) -> None:
+        """Replace the text in the editor and wait until everything shows it."""
+        self.part("text").fill(text)
+        self.expect("explorer.text", text)
+        self.ready()
 
     def sweep(self, target: Locator, count: int) -> None:
         """Move the pointer over an element in ``count`` steps, a frame each."""
