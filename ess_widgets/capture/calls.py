@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -85,6 +86,11 @@ def writes(name: str, kwargs: dict[str, Any]) -> bool:
     """Whether a call of this name writes to one of its arguments."""
     if kwargs and (kwargs.get("out") is not None or kwargs.get("inplace") is True):
         return True
+    return _writes(name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _writes(name: str) -> bool:
     if name.endswith("__"):
         return name == "__setitem__" or (name.startswith("__i") and name not in ("__index__", "__invert__", "__int__"))
     return name.endswith("_")

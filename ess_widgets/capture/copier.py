@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Copier"]
+__all__ = ["ATOMIC", "Copier", "tensor", "uncompiled"]
 
 # How deep into helper objects (configurations, caches, trainers) a copy goes; what lies deeper is shared.
 _DEPTH = 3
@@ -40,7 +40,7 @@ class Copier:
     def value(self, value: Any, depth: int = 0) -> Any:
         """The copy of any attribute."""
         kind = type(value)
-        if value is None or kind in _ATOMIC:
+        if value is None or kind in ATOMIC:
             return value
         known = self._memo.get(id(value))
         if known is not None:
@@ -186,7 +186,7 @@ def _is_plain_object(kind: type) -> bool:
     )
 
 
-_ATOMIC = frozenset(
+ATOMIC = frozenset(
     {
         int, float, bool, str, bytes, complex, type, range, slice, torch.dtype, torch.device, torch.Size, torch.layout,
         types.BuiltinFunctionType, types.ModuleType, type(Ellipsis), type(NotImplemented),

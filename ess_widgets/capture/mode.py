@@ -98,6 +98,7 @@ class CaptureMode(TorchFunctionMode):
         self._random = PrivateRandom()
         self._names: Counter[str] = Counter()
         self._merged: Any = WeakTensorKeyDictionary()
+        self._watching = False
         self._inferred: dict[tuple[int, int], Tensor | None] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -140,7 +141,7 @@ class CaptureMode(TorchFunctionMode):
             self._tape.start(func, name, args, kwargs, result)
         elif name in _OUTER and isinstance(result, Tensor):
             self._outer(func, name, args, kwargs, result)
-        if self._merged:
+        if self._watching:
             self._watch_split(name, args, kwargs, result)
         return result
 
@@ -158,7 +159,7 @@ class CaptureMode(TorchFunctionMode):
 
     def _attribute(self, func: Any, args: Any) -> Any:
         result = func(*args)
-        if isinstance(result, Tensor) and func in calls.TRANSPOSES and self._tape.any_known(args):
+        if isinstance(result, Tensor) and func in calls.TRANSPOSES and self._tape.any_known(args, {}):
             self._tape.follow(func, "transpose", args, {}, result)
         return result
 
@@ -180,7 +181,7 @@ class CaptureMode(TorchFunctionMode):
         if self._is_weight(left) or self._is_weight(right):
             if known:
                 self._mixed_by_weight(func, name, args, kwargs, result)
-        else:
+        elif left.shape[-1] != 1 or name == "einsum":  # an outer product of positions and frequencies starts nothing
             self._tape.start(func, name, args, kwargs, result)
 
     def _mixes(self, name: str, kwargs: Any, weights: Tensor, values: Tensor, axes: Any, result: Tensor) -> bool:
@@ -212,6 +213,7 @@ class CaptureMode(TorchFunctionMode):
         self._add(name_, mixer)
         if layout.merged:
             self._merged[result] = (mixer, False)
+            self._watching = True
         return True
 
     def _mixed_by_weight(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:

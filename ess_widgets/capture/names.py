@@ -51,7 +51,7 @@ class PathTracker:
         self._calls: Counter[tuple[str, int]] = Counter()
         self._handles: list[Any] = []
         for path, module in module_paths(root):
-            if id(module) not in self._paths:
+            if id(module) not in self._paths and not _is_plain_leaf(module):
                 self._modules.append(module)
             self._paths.setdefault(id(module), []).append(path)
 
@@ -148,6 +148,11 @@ def _fits(item: str | int | Callable[[str], Any], name: str, index: int, total: 
     if isinstance(item, int):
         return index == (item + total if item < 0 and total is not None else item)
     return bool(item(name))
+
+
+def _is_plain_leaf(module: nn.Module) -> bool:
+    """Torch's own linear maps, norms and activations: nothing happens in them that needs a name."""
+    return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _is_index(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ess_widgets.capture.copier import Copier, tensor, uncompiled
+from ess_widgets.capture.copier import ATOMIC, Copier, tensor, uncompiled
 
 __all__ = ["Replica", "replicate", "unwrap"]
 
@@ -75,7 +75,9 @@ class Replica:
         state = dict(vars(module))
         new = copied.__dict__
         for key, value in state.items():
-            if key == "_parameters":
+            if value is None or type(value) in ATOMIC:
+                new[key] = value
+            elif key == "_parameters":
                 new[key] = {n: None if p is None else self._parameter(p, join(path, n)) for n, p in list(value.items())}
             elif key == "_buffers":
                 new[key] = {n: None if b is None else self._copier.value(b) for n, b in list(value.items())}
@@ -83,12 +85,10 @@ class Replica:
                 new[key] = {n: None if m is None else self._module(m, join(path, n)) for n, m in list(value.items())}
             elif key in _HOOKS:
                 new[key] = collections.OrderedDict()
-            elif key == "training":
-                new[key] = False
-            elif key == "_compiled_call_impl":
-                new[key] = None
-            else:
+            elif key != "_compiled_call_impl":
                 new[key] = self._copier.value(value)
+        new["training"] = False
+        new.setdefault("_compiled_call_impl", None)
         self._keep_own_hooks(state, new)
         for name, function in _compiled_methods(type(module)):
             new.setdefault(name, types.MethodType(function, copied))

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ess_widgets.capture import calls
 
@@ -121,25 +120,32 @@ class Tape:
     def __init__(self, leaves: Leaves, is_weight: Callable[[Tensor], bool]) -> None:
         self._leaves = leaves
         self._is_weight = is_weight
-        self._known: Any = WeakTensorKeyDictionary()
+        # By id, which is many times faster than a dictionary with weak keys: this is asked at every call.
+        self._known: dict[int, tuple[weakref.ref[Tensor], Ref, int]] = {}
 
     def ref(self, tensor: Any) -> Ref | None:
         """How a tensor came about, if that is known and it has not been overwritten behind our back."""
-        entry = self._known.get(tensor) if self._known and isinstance(tensor, Tensor) else None
-        if entry is None:
+        entry = self._known.get(id(tensor))
+        if entry is None or not isinstance(tensor, Tensor) or entry[0]() is not tensor:
             return None
-        ref, version = entry
-        if version != calls.version(tensor):
-            del self._known[tensor]
+        if entry[2] != calls.version(tensor):
+            del self._known[id(tensor)]
             return None
-        return ref  # type: ignore[no-any-return]
+        return entry[1]
 
     def node(self, tensor: Any) -> Node | None:
         ref = self.ref(tensor)
         return None if ref is None else ref.node
 
-    def any_known(self, *trees: Any) -> bool:
-        return bool(self._known) and any(self.ref(item) is not None for item in _flat(trees))
+    def any_known(self, args: Any, kwargs: Any) -> bool:
+        if not self._known:
+            return False
+        for item in (*args, *kwargs.values()) if kwargs else args:
+            if self.ref(item) is not None:
+                return True
+            if type(item) in (tuple, list) and any(self.ref(part) is not None for part in item):
+                return True
+        return False
 
     def start(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
         """Begin with a product of activations, or with a softmax whose input came about in an unknown way."""
@@ -178,8 +184,7 @@ class Tape:
     def _write(self, func: Any, name: str, args: Any, kwargs: Any, target: Any) -> None:
         if not isinstance(target, Tensor) or not target.is_floating_point():
             return
-        ref = self._known.get(target)
-        if ref is None:
+        if id(target) not in self._known:
             return  # something known was written into something unknown
         # The values before the call, whatever their version is now.
         node = self._make(func, name, args, kwargs, target.shape, writes=True, before=target)
@@ -198,7 +203,14 @@ class Tape:
                     self._set(item, Ref(node, index))
 
     def _set(self, tensor: Tensor, ref: Ref) -> None:
-        self._known[tensor] = (ref, calls.version(tensor))
+        key = id(tensor)
+
+        def gone(reference: weakref.ref[Tensor]) -> None:
+            entry = self._known.get(key)
+            if entry is not None and entry[0] is reference:
+                del self._known[key]
+
+        self._known[key] = (weakref.ref(tensor, gone), ref, calls.version(tensor))
 
     def _make(
         self,
@@ -218,7 +230,7 @@ class Tape:
             if not isinstance(item, Tensor):
                 return item
             if item is before:
-                return self._known[item][0]
+                return self._known[id(item)][1]
             ref = self.ref(item) if follow else None
             return self._leaves.keep(item) if ref is None else ref
 
