@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ def arguments(directory: Path, *, port: int, browser: bool, token: str) -> list[
         "ServerApp.port_retries": 0,
         "ServerApp.open_browser": browser,
         "ServerApp.kernel_websocket_connection_class": f"{__name__}.{NoDelayConnection.__name__}",
-        "ServerApp.answer_yes": True,  # one Ctrl-C ends it
         "Application.log_level": "WARN",
         "IdentityProvider.token": token,
     }
@@ -55,4 +55,11 @@ def serve(notebook: Path, *, port: int, browser: bool, token: str) -> None:
     app = LabApp.initialize_server(argv=[*argv, f"--LabApp.default_url=/lab/tree/{notebook.name}"])
     url = f"http://localhost:{app.port}{app.base_url}lab/tree/{notebook.name}?token={token}"
     app.io_loop.add_callback(print, f"\nThe tour is open at\n\n    {url}\n\nCtrl-C ends it.", flush=True)
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C waits for nothing
+        app.stop(from_signal=True)
+
+    # The server's own handler asks back in a terminal, and without one leaves the kernels behind.
+    signal.signal(signal.SIGINT, stop)
     app.start()

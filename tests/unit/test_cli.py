@@ -31,7 +31,11 @@ def environment(home: Path) -> dict[str, str]:
     kept = {
         k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "ESS_WIDGETS_MODEL")
     }
-    private = {"XDG_DATA_HOME": home / "data", "JUPYTER_CONFIG_DIR": home / "config"}
+    private = {
+        "XDG_DATA_HOME": home / "data",
+        "JUPYTER_CONFIG_DIR": home / "config",
+        "JUPYTER_RUNTIME_DIR": home / "runtime",
+    }
     return {
         **kept,
         **{k: str(v) for k, v in private.items()},
@@ -67,10 +71,14 @@ def demo(*arguments: str, home: Path) -> Iterator[tuple[subprocess.Popen[str], s
         process.wait()
 
 
-def fetch(url: str, path: str) -> Any:
-    """The server's answer to GET ``path``, with the token in ``url``."""
+def fetch(url: str, path: str, post: dict[str, str] | None = None) -> Any:
+    """The server's answer to GET (or POST) ``path``, with the token in ``url``."""
     base, token = re.fullmatch(r"(http://[^/]+)/.*token=(\w+)", url).groups()  # type: ignore[union-attr]
-    request = urllib.request.Request(base + path, headers={"Authorization": f"token {token}"})
+    request = urllib.request.Request(
+        base + path,
+        headers={"Authorization": f"token {token}"},
+        data=None if post is None else json.dumps(post).encode(),
+    )
     give_up = time.monotonic() + 60
     while True:
         try:
@@ -96,8 +104,15 @@ def test_demo_serves_the_tour_and_ends_on_interrupt(tmp_path: Path) -> None:
         assert "/lab/tree/tour.ipynb?token=" in url
         tour = fetch(url, "/api/contents/tour.ipynb?type=file&format=text")
         assert tour["content"] == cli.shipped_tour().read_text(encoding="utf-8")
+        kernel = fetch(url, "/api/kernels", post={"name": "python3"})
+        give_up = time.monotonic() + 60
+        while fetch(url, f"/api/kernels/{kernel['id']}")["execution_state"] != "idle":
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        connection = next((tmp_path / "runtime").glob(f"kernel-{kernel['id']}*.json"))
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
+        assert not connection.exists(), "the kernel was left behind"
         assert process.stdout is not None
         assert "Traceback" not in process.stdout.read()
 
