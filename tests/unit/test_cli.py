@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_client import BlockingKernelClient
 
 import ess_widgets
 from ess_widgets import cli
@@ -105,11 +106,12 @@ def test_demo_serves_the_tour_and_ends_on_interrupt(tmp_path: Path) -> None:
         tour = fetch(url, "/api/contents/tour.ipynb?type=file&format=text")
         assert tour["content"] == cli.shipped_tour().read_text(encoding="utf-8")
         kernel = fetch(url, "/api/kernels", post={"name": "python3"})
-        give_up = time.monotonic() + 60
-        while fetch(url, f"/api/kernels/{kernel['id']}")["execution_state"] != "idle":
-            assert time.monotonic() < give_up
-            time.sleep(0.05)
         connection = next((tmp_path / "runtime").glob(f"kernel-{kernel['id']}*.json"))
+        client = BlockingKernelClient(connection_file=str(connection))
+        client.load_connection_file()
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        client.stop_channels()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
         assert not connection.exists(), "the kernel was left behind"
