@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ess_widgets.capture.copier import ATOMIC, Copier, tensor, uncompiled
 
-__all__ = ["Replica", "replicate", "unwrap"]
+__all__ = ["Replica", "Uncopyable", "has_storage", "replicate", "unwrap"]
 
 _HOOKS = (
     "_backward_hooks",
@@ -32,6 +32,10 @@ _HOOKS = (
 )
 # Hooks that belong to the model's own computation: weight_norm and pruning, and transformers' recorded outputs.
 _OWN_HOOKS = ("torch.nn.utils.", "transformers.utils.")
+
+
+class Uncopyable(Exception):
+    """An attribute refuses to be copied."""
 
 
 class Replica:
@@ -75,24 +79,34 @@ class Replica:
         state = dict(vars(module))
         new = copied.__dict__
         for key, value in state.items():
-            if value is None or type(value) in ATOMIC:
-                new[key] = value
-            elif key == "_parameters":
-                new[key] = {n: None if p is None else self._parameter(p, join(path, n)) for n, p in list(value.items())}
-            elif key == "_buffers":
-                new[key] = {n: None if b is None else self._copier.value(b) for n, b in list(value.items())}
-            elif key == "_modules":
-                new[key] = {n: None if m is None else self._module(m, join(path, n)) for n, m in list(value.items())}
-            elif key in _HOOKS:
-                new[key] = collections.OrderedDict()
-            elif key != "_compiled_call_impl":
-                new[key] = self._copier.value(value)
+            try:
+                self._attribute(new, key, value, path)
+            except (Uncopyable, RecursionError):
+                raise
+            except Exception as error:
+                where = f"{path} ({type(module).__name__})" if path else type(module).__name__
+                raise Uncopyable(f"attribute {key!r} of {where} cannot be copied: {error}") from error
         new["training"] = False
         new.setdefault("_compiled_call_impl", None)
         self._keep_own_hooks(state, new)
         for name, function in _compiled_methods(type(module)):
             new.setdefault(name, types.MethodType(function, copied))
         return copied
+
+    def _attribute(self, new: dict[str, Any], key: str, value: Any, path: str) -> None:
+        """Copy one entry of a module's ``__dict__``."""
+        if value is None or type(value) in ATOMIC:
+            new[key] = value
+        elif key == "_parameters":
+            new[key] = {n: None if p is None else self._parameter(p, join(path, n)) for n, p in list(value.items())}
+        elif key == "_buffers":
+            new[key] = {n: None if b is None else self._copier.value(b) for n, b in list(value.items())}
+        elif key == "_modules":
+            new[key] = {n: None if m is None else self._module(m, join(path, n)) for n, m in list(value.items())}
+        elif key in _HOOKS:
+            new[key] = collections.OrderedDict()
+        elif key != "_compiled_call_impl":
+            new[key] = self._copier.value(value)
 
     def _keep_own_hooks(self, state: dict[str, Any], new: dict[str, Any]) -> None:
         for kind in ("_forward_pre_hooks", "_forward_hooks"):

@@ -18,7 +18,7 @@ from ess_widgets.capture.errors import CaptureError, NotCausalError
 from ess_widgets.capture.inplace import borrowed, python_randomness
 from ess_widgets.capture.mode import CaptureMode, Found, LeakedWeight, Seen, WrittenWeight
 from ess_widgets.capture.names import PathTracker, Selector
-from ess_widgets.capture.replica import Replica, has_storage, replicate, unwrap
+from ess_widgets.capture.replica import Replica, Uncopyable, has_storage, replicate, unwrap
 
 __all__ = ["Outcome", "check_causal", "nothing_found", "run"]
 
@@ -54,7 +54,7 @@ def run(
     while True:
         try:
             replica = replicate(model, private)
-        except RecursionError as error:
+        except (Uncopyable, RecursionError) as error:
             return _in_place(model, args, kwargs, selector, signature, should_stop, on_layer, str(error))
         try:
             return _intercept(replica.model, replica, args, kwargs, selector, signature, should_stop, on_layer)

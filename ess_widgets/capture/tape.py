@@ -39,13 +39,19 @@ class Leaves:
     def __init__(self, foreign: dict[int, str]) -> None:
         self._foreign = foreign
         self._by_storage: dict[int, weakref.WeakSet[Leaf]] = {}
+        # One copy serves all layers that are given the same tensor, a mask for example.
+        self._copies: weakref.WeakValueDictionary[Any, Leaf] = weakref.WeakValueDictionary()
 
     def keep(self, tensor: Tensor) -> Leaf:
         """Refer to a tensor's present values; copy it if its memory outlives the run and may change later."""
         alias = tensor.detach()
         where = calls.storage(alias)
-        if where in self._foreign:
-            return Leaf(alias.clone())
+        if where is not None and where in self._foreign:
+            key = where, alias.storage_offset(), alias.shape, alias.stride(), alias.dtype, calls.version(alias)
+            leaf = self._copies.get(key)
+            if leaf is None:
+                leaf = self._copies[key] = Leaf(alias.clone())
+            return leaf
         leaf = Leaf(alias)
         if where is not None:
             self._by_storage.setdefault(where, weakref.WeakSet()).add(leaf)

@@ -83,7 +83,7 @@ def test_an_ordered_mapping(model: TinyLM) -> None:
     assert cap[0].family == "softmax attention"
     assert repr(cap).splitlines()[0] == "Capture of 4 layers"
     assert "blocks.1.attn" in repr(cap)
-    with pytest.raises(KeyError, match="closest first: 'blocks.1.attn'"):
+    with pytest.raises(KeyError, match=r"closest first: 'blocks\.1\.attn'"):
         cap["blocks.1.attm"]
     with pytest.raises(KeyError, match="out of range"):
         cap[4]
@@ -105,7 +105,7 @@ def test_no_module() -> None:
 
 
 def test_nothing_to_capture() -> None:
-    with pytest.raises(CaptureError, match="no softmax attention in this run.*scaled_dot_product_attention") as error:
+    with pytest.raises(CaptureError, match=r"no softmax attention in this run.*scaled_dot_product_attention") as error:
         ew.capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4))
     assert "none of them" in str(error.value)
 
@@ -186,6 +186,19 @@ def test_memory_grows_with_the_length_not_its_square(kind: type[nn.Module]) -> N
     cap[0].residual  # noqa: B018
     gc.collect()
     assert kept(cap) <= limit + 1000
+
+
+def test_a_mask_of_the_users_is_kept_once() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            for _ in range(10):
+                x = F.scaled_dot_product_attention(x, x + 0, x, attn_mask=mask)
+            return x
+
+    x, mask = torch.randn(1, 2, 128, 4), torch.full((1, 1, 128, 128), -torch.inf).triu(1)
+    cap = run(Masked(), (x, mask), {}, keep_output=False)
+    assert len(cap) == 10
+    assert kept(cap) < 2 * mask.nbytes + 10 * 4 * x.nbytes
 
 
 def test_nothing_is_kept_of_other_layers() -> None:

@@ -305,13 +305,40 @@ class Hidden(nn.Module):
 def test_in_place_where_no_copy_can_follow() -> None:
     model = Hidden().train()
     model.attn.drop.eval()
-    calls: list[int] = []
-    model.attn.register_forward_hook(lambda *a: calls.append(1))
+    model.attn.register_forward_hook(lambda *a: None)
     cap = good(model, X)
     assert list(cap) == ["attn"]
-    assert not calls or model.training
     with torch.no_grad():
         torch.testing.assert_close(cap.output, model.eval()(X))
+
+
+class Stubborn(Tensor):
+    """A tensor that refuses to be copied."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.clone:
+            raise RuntimeError("this tensor is not to be copied")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_an_attribute_that_refuses_to_be_copied() -> None:
+    model = TinyLM().train()
+    model.blocks[1].attn.secret = torch.ones(3).as_subclass(Stubborn)
+    assert len(good(model, tokens())) == 2  # in place, from the main thread
+    outcome: list[BaseException] = []
+
+    def explore() -> None:
+        try:
+            capture(model, tokens())
+        except ValueError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=explore)
+    thread.start()
+    thread.join()
+    (refusal,) = outcome
+    assert "attribute 'secret' of blocks.1.attn (InPlace) cannot be copied" in str(refusal)
 
 
 def test_in_place_is_refused_where_a_training_could_be_going_on() -> None:
