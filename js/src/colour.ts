@@ -35,10 +35,19 @@ export function sequential(theme: Theme): (t: number) => string {
   return piecewise(interpolateLab, theme.dark ? sequentialDark : sequentialLight) as (t: number) => string;
 }
 
-/** Colour of a signed weight, for −1 … 1. */
+const signedSteps = 256;
+const signedTables = new Map<boolean, string[]>();
+
+/** Colour of a signed weight, for −1 … 1, from a table: weights are drawn by the hundred at every move. */
 export function signed(theme: Theme): (t: number) => string {
-  const colour = piecewise(interpolateLab, theme.dark ? signedDark : signedLight) as (t: number) => string;
-  return (t) => colour((t + 1) / 2);
+  let table = signedTables.get(theme.dark);
+  if (!table) {
+    const colour = piecewise(interpolateLab, theme.dark ? signedDark : signedLight) as (t: number) => string;
+    table = Array.from({ length: signedSteps + 1 }, (_, k) => colour(k / signedSteps));
+    signedTables.set(theme.dark, table);
+  }
+  const colours = table;
+  return (t) => colours[Math.round(((Math.max(-1, Math.min(1, t)) + 1) / 2) * signedSteps)]!;
 }
 
 /** Colour of cells that are not finite. */

@@ -1,5 +1,8 @@
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { signed } from "../src/colour";
 import { Store } from "../src/store";
+import { luminance, parseColour, type Theme } from "../src/theme";
+import { strength } from "../src/views/token_tint";
 import { tokenView } from "../src/views/token_view";
 import { layers, smallState } from "./data";
 
@@ -98,7 +101,16 @@ test("what is past to the position is marked, and nothing else is touched", asyn
 });
 
 test("a singular value tints tokens while its vectors belong to the selection", () => {
+  // The DOM of these tests lays nothing out and has no canvas: boxes by index, and a record of what is drawn.
+  let filled: number[] = [];
+  const context = {
+    setTransform: vi.fn(),
+    clearRect: () => (filled = []),
+    fillRect: (x: number) => filled.push(x),
+  };
+  vi.spyOn(HTMLCanvasElement.prototype, "getContext").mockReturnValue(context as never);
   const nodes = mount(["a", "b", "c", "d"]);
+  nodes.forEach((node, k) => (node.getClientRects = () => [new DOMRect(10 * k, 0, 8, 12)] as never));
   const layer = layers[0]!.name;
   store.set({
     vectors: {
@@ -112,11 +124,30 @@ test("a singular value tints tokens while its vectors belong to the selection", 
   });
   store.select({ mode: 1 });
   store.flush();
-  const tinted = () => nodes.map((node) => node.style.background !== "");
-  expect(tinted()).toEqual([true, false, false, true]);
+  expect(filled).toEqual([0, 30]);
+  expect(root.querySelector(".ess-weighted")).not.toBeNull();
   store.select({ position: 3 });
   store.flush();
-  expect(tinted()).toEqual([false, false, false, false]);
+  expect(filled).toEqual([]);
+  expect(root.querySelector(".ess-weighted")).toBeNull();
+  vi.restoreAllMocks();
+});
+
+test("text keeps its contrast on the strongest tint", () => {
+  for (const theme of [
+    { dark: false, bg: [255, 255, 255], fg: "#1c1e21" },
+    { dark: true, bg: [17, 17, 17], fg: "#e6e6e6" },
+  ]) {
+    const colour = signed(theme as unknown as Theme);
+    const opacity = theme.dark ? strength.dark : strength.light;
+    for (const weight of [-1, 1]) {
+      const [r, g, b] = parseColour(colour(weight)).map(
+        (value, k) => opacity * value + (1 - opacity) * (theme.bg[k] ?? 0),
+      );
+      const [dim, bright] = [luminance(`rgb(${r}, ${g}, ${b})`), luminance(theme.fg)].sort((x, y) => x - y);
+      expect((bright! + 0.05) / (dim! + 0.05)).toBeGreaterThan(4.5);
+    }
+  }
 });
 
 test("new tokens replace the old ones and keep the marks of the selection", () => {

@@ -58,7 +58,7 @@ export function readout(root: HTMLElement, store: Store): () => void {
     setText(limit, Number.isFinite(room) ? `of ${formatEss(room)}` : "");
     setText(which, profile ? `by ${measureName(profile)}` : "");
     span.classList.toggle("ess-none", !range || !profile);
-    if (!range || !profile) setText(span, "Drag across positions to select a span.");
+    if (!range || !profile) setText(span, "Drag to select a span.");
     else {
       const facts = spanFacts(profile, head, range, state.settings.against);
       const against = state.settings.against === "ceiling" ? "ceiling" : "TSS";

@@ -1,17 +1,14 @@
 /** The text as tokens: where the position is, what is past and future to it, what a singular value carries. */
-import { signed } from "../colour";
 import { disposer, el, listen, setHidden, setText } from "../dom";
 import { formatSubscript } from "../format";
 import { displayLabel } from "../labels";
 import type { Selection, Tokens } from "../state";
 import type { Store } from "../store";
-import { luminance, onThemeChange, readTheme } from "../theme";
-import { currentMode, followVectors, largest, type Mode } from "../vectors";
+import { onThemeChange, readTheme } from "../theme";
+import { currentMode, followVectors } from "../vectors";
 import { shorten } from "../wording";
+import { tokenTint } from "./token_tint";
 import { weightLegend } from "./weight_legend";
-
-/** Weights are drawn in this many steps to either side of zero. */
-const steps = 8;
 
 type Range = readonly [number, number];
 const nothing: Range = [0, 0];
@@ -30,14 +27,6 @@ function token(label: string, mark: number, index: number): HTMLElement {
   return node;
 }
 
-/** Weight of every token in the singular vector that is pointed at, scaled to the strongest on its side. */
-function levels({ past, future }: Mode): Int8Array {
-  const out = new Int8Array(past.length + future.length);
-  past.forEach((weight, k) => (out[k] = Math.round((steps * weight) / largest(past))));
-  future.forEach((weight, k) => (out[past.length + k] = Math.round((steps * weight) / largest(future))));
-  return out;
-}
-
 export function tokenView(root: HTMLElement, store: Store): () => void {
   const strip = el("div", "ess-tokens", { "data-part": "tokens" });
   const legend = el("div", "ess-token-legend");
@@ -48,10 +37,9 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
   let shownTokens: Tokens | null = null;
   let position: number | null = null;
   let span: Range = nothing;
-  let weights: Int8Array = new Int8Array(0);
-  /** Vertical place of each token; null after anything that may have moved them. */
-  let tops: number[] | null = null;
-  let line = 0;
+  /** Where tokens are; null after anything that may have moved them. */
+  let place: { tops: number[]; line: number; height: number; scrolls: boolean } | null = null;
+  let scrolled = 0;
   let pointing = false;
 
   const build = (tokens: Tokens | null) => {
@@ -69,13 +57,14 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
       else if (tokens!.marks[i] === 2 || tokens!.indexed) content.append(el("wbr"));
       nodes.push(node);
     }
-    strip.replaceChildren(content);
+    strip.replaceChildren(colours.node, content);
+    scrolled = 0;
     strip.classList.toggle("ess-indexed", tokens?.indexed ?? false);
     setHidden(view, length === 0);
     position = null;
     span = nothing;
-    weights = new Int8Array(length);
-    tops = null;
+    place = null;
+    colours.moved();
   };
 
   const mark = ({ position: next, span: range, pinned }: Selection) => {
@@ -98,36 +87,17 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
     }
   };
 
-  /** Background and text colour of each level, −steps … steps. */
-  let palette: [string, string][] = [];
-  const paintable = (node: HTMLElement, level: number) => {
-    const [background, text] = level === 0 ? ["", ""] : palette[level + steps]!;
-    node.style.background = background;
-    node.style.color = text;
-  };
   const caption = el("span", "ess-clip");
   legend.append(caption);
   const removeLegend = weightLegend(legend);
 
-  const readPalette = () => {
-    const theme = readTheme(root);
-    const colour = signed(theme);
-    palette = Array.from({ length: 2 * steps + 1 }, (_, k) => {
-      const background = colour(k / steps - 1);
-      return [background, luminance(background) > 0.18 ? "#000000" : "#ffffff"];
-    });
-    weights.forEach((level, i) => level !== 0 && paintable(nodes[i]!, level));
-  };
-
+  let theme = readTheme(root);
+  const colours = tokenTint(strip, () => nodes);
   const tint = () => {
     const mode = currentMode(store.state);
-    const found = mode ? levels(mode) : null;
-    const next = found?.length === nodes.length ? found : new Int8Array(nodes.length);
-    next.forEach((level, i) => {
-      if (level !== weights[i]) paintable(nodes[i]!, level);
-    });
-    weights = next;
-    view.classList.toggle("ess-weighted", mode !== null);
+    const fits = mode !== null && mode.past.length + mode.future.length === nodes.length;
+    view.classList.toggle("ess-weighted", fits);
+    colours.draw(fits ? mode : null, theme);
     const name = `σ${formatSubscript((store.state.selection.mode ?? 0) + 1)}`;
     if (mode) setText(caption, `${name}: weight of each past input and each future output`);
   };
@@ -135,16 +105,20 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
   /** Scrolls the strip, never the page. Not while the pointer is in it: the token is in view already. */
   const reveal = () => {
     if (position === null || pointing || nodes.length === 0) return;
-    if (strip.scrollHeight <= strip.clientHeight + 1) return;
-    if (!tops) {
-      tops = nodes.map((node) => node.offsetTop);
-      line = parseFloat(getComputedStyle(strip).lineHeight);
-    }
+    // Measured once after a change: to ask at every move would make the browser lay out the page each time.
+    place ??= {
+      tops: nodes.map((node) => node.offsetTop),
+      line: parseFloat(getComputedStyle(strip).lineHeight),
+      height: strip.clientHeight,
+      scrolls: strip.scrollHeight > strip.clientHeight + 1,
+    };
+    if (!place.scrolls) return;
+    const { tops, line, height } = place;
     // By whole lines, counted from the first: none is left half shown.
     const top = tops[position]! - tops[0]!;
-    if (top < strip.scrollTop) strip.scrollTop = top;
-    else if (top + line > strip.scrollTop + strip.clientHeight)
-      strip.scrollTop = Math.ceil((top + line - strip.clientHeight) / line) * line;
+    if (top < scrolled) strip.scrollTop = scrolled = top;
+    else if (top + line > scrolled + height)
+      strip.scrollTop = scrolled = Math.ceil((top + line - height) / line) * line;
   };
 
   const indexAt = (event: Event): number | null => {
@@ -185,7 +159,11 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
       from = null;
     }),
     listen(window, "pointercancel", () => (from = null)),
-    onThemeChange(readPalette),
+    listen(strip, "scroll", () => (scrolled = strip.scrollTop)),
+    onThemeChange(() => {
+      theme = readTheme(root);
+      tint();
+    }),
     followVectors(store),
     store.on(["tokens", "selection", "vectors"], () => {
       if (store.state.tokens !== shownTokens) build(store.state.tokens);
@@ -195,12 +173,12 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
     }),
   ];
   const sizes = new ResizeObserver(() => {
-    tops = null;
+    place = null;
+    colours.moved();
     reveal();
   });
   sizes.observe(strip);
 
-  readPalette();
   build(store.state.tokens);
   mark(store.state.selection);
   tint();
