@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "BARRIERS",
     "CASTS",
+    "DATA",
     "EXPONENTIALS",
     "HALF",
     "PRODUCTS",
@@ -67,6 +68,8 @@ _RANDOM = """
 """
 RANDOM = frozenset(_RANDOM.split())
 
+# Writing through ``tensor.data`` leaves no trace in the tensor's version.
+DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 TRANSPOSES = tuple(getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "H", "mH"))
 
 
@@ -92,7 +95,9 @@ def writes(name: str, kwargs: dict[str, Any]) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _writes(name: str) -> bool:
     if name.endswith("__"):
-        return name == "__setitem__" or (name.startswith("__i") and name not in ("__index__", "__invert__", "__int__"))
+        return name == "__setitem__" or (
+            name.startswith("__i") and name not in ("__index__", "__invert__", "__int__")
+        )
     return name.endswith("_")
 
 

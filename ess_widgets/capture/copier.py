@@ -133,9 +133,15 @@ class Copier:
         if not (cells or value.__defaults__ or value.__kwdefaults__) or depth > _DEPTH:
             return value
         new_cells = tuple(types.CellType() for _ in cells)
-        copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, closure=new_cells or None)
+        copied = types.FunctionType(
+            value.__code__, value.__globals__, value.__name__, closure=new_cells or None
+        )
         copied.__dict__.update(value.__dict__)
-        copied.__qualname__, copied.__module__, copied.__doc__ = value.__qualname__, value.__module__, value.__doc__
+        copied.__qualname__, copied.__module__, copied.__doc__ = (
+            value.__qualname__,
+            value.__module__,
+            value.__doc__,
+        )
         self._remember(value, copied)  # a closure may hold itself
         copied.__defaults__ = self.value(value.__defaults__, depth + 1)
         copied.__kwdefaults__ = self.value(value.__kwdefaults__, depth + 1)
@@ -178,7 +184,10 @@ def uncompiled(function: Any) -> Any:
 def _is_plain_object(kind: type) -> bool:
     """Whether instances are made of their ``__dict__`` and slots alone."""
     return (
-        all(getattr(kind, name) is getattr(object, name) for name in ("__new__", "__reduce_ex__", "__reduce__"))
+        all(
+            getattr(kind, name) is getattr(object, name)
+            for name in ("__new__", "__reduce_ex__", "__reduce__")
+        )
         and not hasattr(kind, "__deepcopy__")
         and not hasattr(kind, "__copy__")
         and kind.__dictoffset__ != 0
@@ -192,7 +201,9 @@ ATOMIC = frozenset(
         types.BuiltinFunctionType, types.ModuleType, type(Ellipsis), type(NotImplemented),
     }
 )  # fmt: skip
-_SHARED_MODULES = frozenset({"threading", "_thread", "logging", "asyncio", "multiprocessing", "concurrent.futures"})
+_SHARED_MODULES = frozenset(
+    {"threading", "_thread", "logging", "asyncio", "multiprocessing", "concurrent.futures"}
+)
 _HANDLERS: dict[type, Callable[[Copier, Any, int], Any]] = {
     list: Copier._list,
     dict: Copier._dict,

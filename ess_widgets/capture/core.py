@@ -102,7 +102,9 @@ class Capture(Mapping[str, LayerCapture]):
         if isinstance(key, str):
             if key in self._layers:
                 return self._layers[key]
-            raise UnknownLayerError(f"no layer is called {key!r} here; closest first: {closest(key, list(self))}.")
+            raise UnknownLayerError(
+                f"no layer is called {key!r} here; closest first: {closest(key, list(self))}."
+            )
         if not hasattr(key, "__index__"):
             raise TypeError(f"a layer is found by its name or index, not by {key!r}.")
         index = operator.index(key)
@@ -228,7 +230,9 @@ def _check(found: Found, names: list[str]) -> None:
     if mixer is None:
         return
     if 0 in mixer.shape:
-        raise CaptureError(f"layer {found.name!r} was given no tokens: its batch, heads and length are {mixer.shape}.")
+        raise CaptureError(
+            f"layer {found.name!r} was given no tokens: its batch, heads and length are {mixer.shape}."
+        )
     outputs = mixer.outputs()
     bad = ~torch.isfinite(outputs).all(-1)
     if found.valid is not None:

@@ -123,5 +123,7 @@ class DotProduct(Mixer):
         lead = self._layout.lead
         if lead and tensor.ndim >= 3 and tensor.shape[-3] not in (1, lead[-1]):
             repeats = lead[-1] // tensor.shape[-3]
-            tensor = tensor.unsqueeze(-3).expand(*tensor.shape[:-2], repeats, *tensor.shape[-2:]).flatten(-4, -3)
+            tensor = (
+                tensor.unsqueeze(-3).expand(*tensor.shape[:-2], repeats, *tensor.shape[-2:]).flatten(-4, -3)
+            )
         return tensor.expand(*lead, *tensor.shape[-2:])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +34,12 @@ def borrowed(model: nn.Module, why: str) -> Iterator[None]:
             f"this model cannot be run on a copy: {why}. It is in training mode and this is not the main thread, so "
             "it is not run in place either. Call model.eval() first, or call capture() from a notebook cell."
         )
-    compiled = {module: module.__dict__.get("_compiled_call_impl") for module in modules}
+    if threading.current_thread() is not threading.main_thread() and any(map(_compiled, modules)):
+        raise CaptureError(
+            f"this model cannot be run on a copy: {why}. Parts of it are compiled and this is not the main thread, so it "
+            "is not run in place either. Call capture() from a notebook cell."
+        )
+    compiled = {module: _compiled(module) for module in modules}
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         for module in training:
@@ -61,16 +66,19 @@ def python_randomness() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numpy: Any = sys.modules.get("numpy.random")
-    python_state = random.getstate()
-    numpy_state = numpy.get_state() if numpy is not None else None
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         yield
     finally:
         if random.getstate() != python_state:
             random.setstate(python_state)
-        if numpy is not None:
-            numpy.set_state(numpy_state)
+        if not all(map(np.array_equal, np.random.get_state(), numpy_state)):
+            np.random.set_state(numpy_state)
+
+
+def _compiled(module: nn.Module) -> Any:
+    """What ``module.compile()`` has set."""
+    return module.__dict__.get("_compiled_call_impl")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

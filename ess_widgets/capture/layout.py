@@ -178,7 +178,10 @@ def _einsum(args: Any) -> tuple[Tensor, Tensor, Axes] | None:
     terms = inputs.split(",")
     if len(terms) != 2:
         return None
-    dots = [max(op.ndim - len(t.replace("...", "")), 0) if "..." in t else 0 for op, t in zip(operands, terms, strict=True)]
+    dots = [
+        max(op.ndim - len(t.replace("...", "")), 0) if "..." in t else 0
+        for op, t in zip(operands, terms, strict=True)
+    ]
     most = max(dots)
 
     def labels(term: str, n: int) -> tuple[int, ...]:

@@ -8,29 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ess_widgets.capture import calls, dot_product, multihead, padding
 from ess_widgets.capture.dot_product import DotProduct
 from ess_widgets.capture.errors import Cancelled
+from ess_widgets.capture.guard import Guard
 from ess_widgets.capture.layout import Layout, batch_size, contraction, sizes_of
+from ess_widgets.capture.merged import SplitWatcher
 from ess_widgets.capture.mixer import Future, Mixer
 from ess_widgets.capture.names import PathTracker, Selector
 from ess_widgets.capture.randomness import PrivateRandom
 from ess_widgets.capture.tape import Leaves, Tape
 from ess_widgets.capture.weights import Weights, is_distribution
 
-__all__ = ["CaptureMode", "Found", "LeakedWeight", "WrittenWeight"]
-
-
-class LeakedWeight(Exception):
-    """The copy of the model reached a weight of the original, so it does not stand on its own."""
-
-
-class WrittenWeight(Exception):
-    """The forward writes to a weight."""
+__all__ = ["CaptureMode", "Found", "Seen"]
 
 
 @dataclass
@@ -91,14 +84,14 @@ class CaptureMode(TorchFunctionMode):
         self.seen = Seen()
         self._tracker, self._selector = tracker, selector
         self._inputs, self._stated = inputs, stated
-        self._weights = weights
-        self._is_original, self._should_stop, self._on_layer = is_original, should_stop, on_layer
+        self._should_stop, self._on_layer = should_stop, on_layer
         self._leaves = Leaves({**foreign, **weights})
-        self._tape = Tape(self._leaves, self._is_weight)
+        self._guard = Guard(weights, self._leaves, is_original)
+        self._is_weight = self._guard.is_weight
+        self._tape = Tape(self._leaves)
         self._random = PrivateRandom()
         self._names: Counter[str] = Counter()
-        self._merged: Any = WeakTensorKeyDictionary()
-        self._watching = False
+        self._splits = SplitWatcher()
         self._inferred: dict[tuple[int, int], Tensor | None] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -108,21 +101,22 @@ class CaptureMode(TorchFunctionMode):
         name = getattr(func, "__name__", "").partition(".")[0]
         if name == "__get__":
             return self._attribute(func, args)
-        if self._is_original is not None:
-            self._check_leak(args, kwargs)
+        if name == "__set__":
+            self._tape.drop(args[0])
+        self._guard.check(args, kwargs)
         if name in _FORMS:
             return getattr(self, _FORMS[name])(func, args, kwargs)
         if name in _DROPOUTS:
             return args[0] if args else kwargs["input"]
         if name in calls.RANDOM:
-            self._before_write(name, args, kwargs)
+            self._guard.before_write(name, args, kwargs)
             return self._random(func, name, args, kwargs)
         return self._ordinary(func, name, args, kwargs)
 
     def finish(self) -> None:
         """Let go of what only the run needed."""
         self._tape.forget()
-        self._merged.clear()
+        self._splits.forget()
         for found in self.found:
             if found.mixer is not None:
                 found.mixer.settle()
@@ -130,7 +124,7 @@ class CaptureMode(TorchFunctionMode):
     def _ordinary(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         known = self._tape.any_known(args, kwargs)
         if calls.writes(name, kwargs) or name in ("embedding", "embedding_bag"):
-            self._before_write(name, args, kwargs)
+            self._guard.before_write(name, args, kwargs)
         result = func(*args, **kwargs)
         if name in calls.PRODUCTS:
             self._product(func, name, args, kwargs, result, known)
@@ -141,8 +135,8 @@ class CaptureMode(TorchFunctionMode):
             self._tape.start(func, name, args, kwargs, result)
         elif name in _OUTER and isinstance(result, Tensor):
             self._outer(func, name, args, kwargs, result)
-        if self._watching:
-            self._watch_split(name, args, kwargs, result)
+        if self._splits.active:
+            self._splits.see(name, args, kwargs, result)
         return result
 
     def _follow(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
@@ -159,8 +153,11 @@ class CaptureMode(TorchFunctionMode):
 
     def _attribute(self, func: Any, args: Any) -> Any:
         result = func(*args)
-        if isinstance(result, Tensor) and func in calls.TRANSPOSES and self._tape.any_known(args, {}):
-            self._tape.follow(func, "transpose", args, {}, result)
+        if isinstance(result, Tensor) and self._tape.any_known(args, {}):
+            if func in calls.TRANSPOSES:
+                self._tape.follow(func, "transpose", args, {}, result)
+            elif func == calls.DATA:
+                self._tape.drop(args[0])
         return result
 
     # Products -------------------------------------------------------------------------------------------------
@@ -181,10 +178,13 @@ class CaptureMode(TorchFunctionMode):
         if self._is_weight(left) or self._is_weight(right):
             if known:
                 self._mixed_by_weight(func, name, args, kwargs, result)
-        elif left.shape[-1] != 1 or name == "einsum":  # an outer product of positions and frequencies starts nothing
+        elif left.shape[-1] != 1 or name == "einsum":
+            # (An outer product, as of positions and frequencies, starts nothing.)
             self._tape.start(func, name, args, kwargs, result)
 
-    def _mixes(self, name: str, kwargs: Any, weights: Tensor, values: Tensor, axes: Any, result: Tensor) -> bool:
+    def _mixes(
+        self, name: str, kwargs: Any, weights: Tensor, values: Tensor, axes: Any, result: Tensor
+    ) -> bool:
         """Whether this is a product of attention weights with values; it is captured then."""
         ref = self._tape.ref(weights)
         if ref is None or not ref.node.weights or self._is_weight(values):
@@ -211,9 +211,7 @@ class CaptureMode(TorchFunctionMode):
             self._leaves, layout, roles, axes, sizes, ref=ref, weights=weights, values=values, output=result
         )
         self._add(name_, mixer)
-        if layout.merged:
-            self._merged[result] = (mixer, False)
-            self._watching = True
+        self._splits.add(result, mixer)
         return True
 
     def _mixed_by_weight(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
@@ -288,7 +286,9 @@ class CaptureMode(TorchFunctionMode):
         name = f"{path}#{count}" if count else path
         return name, self._selector.keep(name, len(self.found))
 
-    def _add(self, name: str, mixer: Mixer | None, valid: Tensor | None = None, crosses: bool | None = None) -> None:
+    def _add(
+        self, name: str, mixer: Mixer | None, valid: Tensor | None = None, crosses: bool | None = None
+    ) -> None:
         found = Found(name, mixer, valid)
         self.found.append(found)
         if mixer is not None:
@@ -340,54 +340,6 @@ class CaptureMode(TorchFunctionMode):
                 return False
         return False
 
-    def _watch_split(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        """See from what follows whether a merged dimension was (batch, heads) or (heads, batch)."""
-        target = args[0] if args else None
-        entry = self._merged.get(target) if isinstance(target, Tensor) else None
-        if entry is None or not isinstance(target, Tensor):
-            return
-        mixer, viewed = entry
-        batch, heads = mixer.layout.split if mixer.layout.merged else (0, 0)
-        if viewed:
-            dims = _permutation(name, args, kwargs, target.ndim)
-            if dims is not None and dims.index(0) > dims.index(1):
-                mixer.layout = mixer.layout.heads_first()
-            del self._merged[target]
-        elif isinstance(result, Tensor) and name in ("view", "reshape", "unflatten", "view_as", "reshape_as"):
-            if batch != heads and tuple(result.shape[:2]) == (heads, batch):
-                mixer.layout = mixer.layout.heads_first()
-            elif batch == heads and tuple(result.shape[:2]) == (heads, batch):
-                self._merged[result] = (mixer, True)
-        elif isinstance(result, tuple | list) and len(result) == heads and result[0].shape[0] == batch:
-            mixer.layout = mixer.layout.heads_first()
-
-    def _is_weight(self, tensor: Tensor) -> bool:
-        return isinstance(tensor, nn.Parameter) or calls.storage(tensor) in self._weights
-
-    def _before_write(self, name: str, args: Any, kwargs: Any) -> None:
-        if name in _HARMLESS:
-            return
-        if name in ("embedding", "embedding_bag"):
-            limit = kwargs.get("max_norm", args[3 if name == "embedding" else 4] if len(args) > 4 else None)
-            limit = kwargs.get("max_norm", args[3] if name == "embedding" and len(args) > 3 else limit)
-            targets = [kwargs.get("weight", args[1] if len(args) > 1 else None)] if limit is not None else []
-        elif calls.writes(name, kwargs):
-            targets = [args[0] if args else kwargs.get("input"), kwargs.get("out")]
-        else:
-            return
-        for target in targets:
-            for tensor in target if isinstance(target, tuple | list) else (target,):
-                if isinstance(tensor, Tensor):
-                    self._leaves.before_write(tensor)
-                    where = calls.storage(tensor)
-                    if where is not None and where in self._weights:
-                        raise WrittenWeight(self._weights[where])
-
-    def _check_leak(self, args: Any, kwargs: Any) -> None:
-        for item in (*args, *kwargs.values()) if kwargs else args:
-            if type(item) is nn.Parameter and self._is_original is not None and self._is_original(item):
-                raise LeakedWeight(item)
-
 
 _FORMS = {"scaled_dot_product_attention": "_sdpa", "multi_head_attention_forward": "_multi_head"}
 _OUTER = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "cdist"})
@@ -396,12 +348,6 @@ _DROPOUTS = frozenset(
     for kind in ("", "alpha_", "feature_", "feature_alpha_")
     for suffix in ("", "_", "1d", "2d", "3d")
 )
-_HARMLESS = frozenset(
-    {
-        "requires_grad_", "detach_", "share_memory_", "rename_", "squeeze_", "unsqueeze_", "transpose_", "t_",
-        "swapaxes_", "swapdims_", "as_strided_",
-    }
-)  # fmt: skip
 
 
 def _reads_future(weights: Tensor) -> bool:
@@ -410,16 +356,3 @@ def _reads_future(weights: Tensor) -> bool:
 
 def _has_pair(shape: torch.Size) -> bool:
     return any(count > 1 and size > 1 for size, count in Counter(shape).items())
-
-
-def _permutation(name: str, args: Any, kwargs: Any, ndim: int) -> list[int] | None:
-    if name == "permute":
-        dims = args[1:] if len(args) > 2 else kwargs.get("dims", args[1] if len(args) > 1 else ())
-    elif name in ("transpose", "swapaxes", "swapdims") and len(args) == 3:
-        dims = list(range(ndim))
-        a, b = args[1] % ndim, args[2] % ndim
-        dims[a], dims[b] = dims[b], dims[a]
-    else:
-        return None
-    dims = [int(d) % ndim for d in dims]
-    return dims if sorted(dims) == list(range(ndim)) else None

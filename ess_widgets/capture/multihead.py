@@ -58,7 +58,9 @@ def own_tokens(call: dict[str, Any]) -> Tensor | None:
 def capture_heads(func: Callable[..., Any], call: dict[str, Any], leaves: Leaves) -> DotProduct:
     """Recompute queries, keys and values of a call, and its heads before the output projection."""
     heads = call["num_heads"]
-    query, key, value = (t if t.ndim == 3 else t.unsqueeze(1) for t in (call["query"], call["key"], call["value"]))
+    query, key, value = (
+        t if t.ndim == 3 else t.unsqueeze(1) for t in (call["query"], call["key"], call["value"])
+    )
     q, k, v = (_split(t, heads) for t in _project(call, query, key, value))
     # The same call with an identity for the output projection returns torch's own heads, side by side.
     width = heads * v.shape[-1]
@@ -111,7 +113,11 @@ def _mask(
         return True, None
     total = None if mask is None else _additive(mask, dtype)
     if total is not None:
-        total = total.reshape(batch, heads, L, L) if total.ndim == 3 and total.shape[0] == batch * heads else total
+        total = (
+            total.reshape(batch, heads, L, L)
+            if total.ndim == 3 and total.shape[0] == batch * heads
+            else total
+        )
         total = total.unsqueeze(0) if total.ndim == 3 else total
     if padding is not None:
         extra = _additive(padding, dtype).reshape(batch, 1, 1, L)

@@ -112,13 +112,17 @@ class Selector:
                 else:
                     raise TypeError(_wrong_selector(item))
             if not self._wanted:
-                raise ValueError("layers is empty: leave it out to capture all of them, or name at least one.")
+                raise ValueError(
+                    "layers is empty: leave it out to capture all of them, or name at least one."
+                )
         # A negative index is known only when the run is over.
         self._from_end = any(isinstance(item, int) and item < 0 for item in self._wanted)
 
     def keep(self, name: str, index: int) -> bool:
         """Whether a layer must be kept while the run goes on."""
-        return self.everything or self._from_end or any(_fits(item, name, index, None) for item in self._wanted)
+        return (
+            self.everything or self._from_end or any(_fits(item, name, index, None) for item in self._wanted)
+        )
 
     def select(self, names: Sequence[str]) -> list[str]:
         """The requested ones among all layers of a run, in the model's order; complain where nothing fits."""

@@ -34,7 +34,11 @@ def stated(arguments: Mapping[str, Any], accepts: Mapping[str, Any]) -> list[Ten
             found.append(_own(mask))
         if name in accepts and name == "decoder_attention_mask":
             break
-    found += [~_padded(mask) for name in _PADDED if isinstance(mask := arguments.get(name), Tensor) and mask.ndim == 2]
+    found += [
+        ~_padded(mask)
+        for name in _PADDED
+        if isinstance(mask := arguments.get(name), Tensor) and mask.ndim == 2
+    ]
     return found
 
 

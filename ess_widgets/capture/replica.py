@@ -98,11 +98,15 @@ class Replica:
         if value is None or type(value) in ATOMIC:
             new[key] = value
         elif key == "_parameters":
-            new[key] = {n: None if p is None else self._parameter(p, join(path, n)) for n, p in list(value.items())}
+            new[key] = {
+                n: None if p is None else self._parameter(p, join(path, n)) for n, p in list(value.items())
+            }
         elif key == "_buffers":
             new[key] = {n: None if b is None else self._copier.value(b) for n, b in list(value.items())}
         elif key == "_modules":
-            new[key] = {n: None if m is None else self._module(m, join(path, n)) for n, m in list(value.items())}
+            new[key] = {
+                n: None if m is None else self._module(m, join(path, n)) for n, m in list(value.items())
+            }
         elif key in _HOOKS:
             new[key] = collections.OrderedDict()
         elif key != "_compiled_call_impl":

@@ -44,7 +44,9 @@ def residual(operator: Operator, inputs: Tensor, outputs: Tensor, valid: Tensor 
     whole = isinstance(operator, Deferred) or batch * groups * L * L <= _CHUNK
     if whole:
         T = operator.matrix()
-        pieces = [_relative(T[b], inputs[b], outputs[b], None if valid is None else valid[b]) for b in range(batch)]
+        pieces = [
+            _relative(T[b], inputs[b], outputs[b], None if valid is None else valid[b]) for b in range(batch)
+        ]
         return torch.stack(pieces)
     rows = []
     step = max(1, _CHUNK // (L * L))

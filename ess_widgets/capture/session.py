@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ess_widgets.capture import calls, padding
 from ess_widgets.capture.copier import Copier
 from ess_widgets.capture.errors import CaptureError, NotCausalError
+from ess_widgets.capture.guard import LeakedWeight, WrittenWeight
 from ess_widgets.capture.inplace import borrowed, python_randomness
-from ess_widgets.capture.mode import CaptureMode, Found, LeakedWeight, Seen, WrittenWeight
+from ess_widgets.capture.mode import CaptureMode, Found, Seen
 from ess_widgets.capture.names import PathTracker, Selector
 from ess_widgets.capture.replica import Replica, Uncopyable, has_storage, replicate, unwrap
 
@@ -57,11 +58,15 @@ def run(
         except (Uncopyable, RecursionError) as error:
             return _in_place(model, args, kwargs, selector, signature, should_stop, on_layer, str(error))
         try:
-            return _intercept(replica.model, replica, args, kwargs, selector, signature, should_stop, on_layer)
+            return _intercept(
+                replica.model, replica, args, kwargs, selector, signature, should_stop, on_layer
+            )
         except WrittenWeight as written:
             name = str(written)
             if name in private:
-                raise CaptureError(f"the forward pass writes to the weight {name!r}; remove that to capture.") from None
+                raise CaptureError(
+                    f"the forward pass writes to the weight {name!r}; remove that to capture."
+                ) from None
             private.add(name)
         except LeakedWeight as leaked:
             why = _patched(model, replica.originals.get(id(leaked.args[0]), "a weight"))
@@ -74,7 +79,9 @@ def check_causal(found: Found, names: list[str]) -> None:
     """Refuse a layer that reads the future."""
     if found.future is None:
         return
-    others = "" if len(names) == 1 else " To look at the causal layers of this model only, name them with layers=."
+    others = (
+        "" if len(names) == 1 else " To look at the causal layers of this model only, name them with layers=."
+    )
     raise NotCausalError(
         f"layer {found.name!r} is not causal: {found.future}. Effective state-size needs outputs that read the past "
         f"alone; an encoder has none. Pass the model its causal mask if it should have one.{others}"
@@ -216,7 +223,9 @@ def _unpack(
     return (), {**taken, **kwargs}
 
 
-def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any], signature: inspect.Signature | None) -> dict[str, Any]:
+def _by_name(
+    args: tuple[Any, ...], kwargs: dict[str, Any], signature: inspect.Signature | None
+) -> dict[str, Any]:
     if signature is None:
         return kwargs
     try:
@@ -242,7 +251,9 @@ def _refuse_filled_cache(kwargs: dict[str, Any]) -> None:
         if cache is None:
             continue
         length = getattr(cache, "get_seq_length", None)
-        filled = bool(length()) if callable(length) else bool(len(cache)) if hasattr(cache, "__len__") else True
+        filled = (
+            bool(length()) if callable(length) else bool(len(cache)) if hasattr(cache, "__len__") else True
+        )
         if filled:
             raise CaptureError(
                 f"{name} holds earlier tokens: their outputs are not computed again, so the operator would not be "

@@ -16,12 +16,21 @@ from torch import Tensor
 
 from ess_widgets.capture import calls
 
-__all__ = ["Leaf", "Leaves", "Node", "Tape", "replay", "structure"]
+__all__ = [
+    "Leaf",
+    "Leaves",
+    "Node",
+    "Ref",
+    "Tape",
+    "device_of",
+    "dtype_of",
+    "flat",
+    "given_again",
+    "map_tree",
+]
 
 # Beyond this many calls after the last product it is no longer attention that is followed.
 _MAX_DEPTH = 64
-# An additive mask at or below this forbids; -1e4, -1e9, finfo.min and -inf are all in use.
-_BLOCKED = -9e3
 
 
 class Leaf:
@@ -47,7 +56,14 @@ class Leaves:
         alias = tensor.detach()
         where = calls.storage(alias)
         if where is not None and where in self._foreign:
-            key = where, alias.storage_offset(), alias.shape, alias.stride(), alias.dtype, calls.version(alias)
+            key = (
+                where,
+                alias.storage_offset(),
+                alias.shape,
+                alias.stride(),
+                alias.dtype,
+                calls.version(alias),
+            )
             leaf = self._copies.get(key)
             if leaf is None:
                 leaf = self._copies[key] = Leaf(alias.clone())
@@ -90,7 +106,20 @@ class Node:
         Whether a half-precision value that could not be traced back to queries and keys lies behind.
     """
 
-    __slots__ = ("args", "depth", "func", "kwargs", "name", "paired", "root", "rounded", "shape", "weights", "wide", "writes")
+    __slots__ = (
+        "args",
+        "depth",
+        "func",
+        "kwargs",
+        "name",
+        "paired",
+        "root",
+        "rounded",
+        "shape",
+        "weights",
+        "wide",
+        "writes",
+    )
 
     def __init__(
         self,
@@ -110,12 +139,12 @@ class Node:
         parents = list(self.parents())
         self.depth: int = 1 + max((parent.depth for parent in parents), default=0)
         self.weights: bool = name in calls.EXPONENTIALS or any(parent.weights for parent in parents)
-        self.wide: bool = name == "double" or any(_is_wide(item) for item in _flat((args, kwargs)))
+        self.wide: bool = name == "double" or any(_is_wide(item) for item in flat((args, kwargs)))
         self.paired: bool = paired or any(parent.paired for parent in parents)
         self.rounded: bool = rounded or any(parent.rounded for parent in parents)
 
     def parents(self) -> Iterator[Node]:
-        for item in _flat((self.args, self.kwargs)):
+        for item in flat((self.args, self.kwargs)):
             if isinstance(item, Ref):
                 yield item.node
 
@@ -123,9 +152,8 @@ class Node:
 class Tape:
     """Records calls while a model runs. Entries die with the tensors they describe."""
 
-    def __init__(self, leaves: Leaves, is_weight: Callable[[Tensor], bool]) -> None:
+    def __init__(self, leaves: Leaves) -> None:
         self._leaves = leaves
-        self._is_weight = is_weight
         # By id, which is many times faster than a dictionary with weak keys: this is asked at every call.
         self._known: dict[int, tuple[weakref.ref[Tensor], Ref, int]] = {}
 
@@ -166,7 +194,14 @@ class Tape:
         rounded = result.dtype in calls.HALF
         leaf = self._leaves.keep(result)
         node = Node(
-            _identity, (leaf,), {}, name="exp", shape=result.shape, root=True, rounded=rounded, paired=paired
+            given_again,
+            (leaf,),
+            {},
+            name="exp",
+            shape=result.shape,
+            root=True,
+            rounded=rounded,
+            paired=paired,
         )
         self._set(result, Ref(node, None))
 
@@ -183,6 +218,10 @@ class Tape:
                 self._write(func, name, args, kwargs, args[0] if args else kwargs.get("input"))
         else:
             self._record(func, name, args, kwargs, result)
+
+    def drop(self, tensor: Any) -> None:
+        """Forget how a tensor came about: it may change without a trace."""
+        self._known.pop(id(tensor), None)
 
     def forget(self) -> None:
         self._known.clear()
@@ -240,37 +279,14 @@ class Tape:
             ref = self.ref(item) if follow else None
             return self._leaves.keep(item) if ref is None else ref
 
-        args, kwargs = _map(args, keep), _map(kwargs, keep)
+        args, kwargs = map_tree(args, keep), map_tree(kwargs, keep)
         if name in ("baddbmm", "addmm") and kwargs.get("beta") == 0:
             # Its first argument is ignored and may be uninitialised memory, as large as the result.
-            blank = Leaf(torch.zeros((1,) * len(shape), dtype=_dtype(args), device=_device(args)))
+            blank = Leaf(torch.zeros((1,) * len(shape), dtype=dtype_of(args), device=device_of(args)))
             args = (blank, *args[1:]) if args else args
             if "input" in kwargs:
                 kwargs["input"] = blank
         return Node(func, args, kwargs, name=name, shape=shape, root=root, writes=writes, rounded=rounded)
-
-
-def replay(ref: Ref, dtype: torch.dtype) -> Tensor:
-    """Compute a recorded tensor again, in float32 or float64, casts to lower precision left out."""
-    work = torch.float64 if ref.node.wide else dtype
-    again = _evaluate(ref, lambda node, args, kwargs: calls.repeat(node.func, node.name, args, kwargs, work), work)
-    return again.to(dtype)
-
-
-def structure(ref: Ref) -> Tensor:
-    """Which query may read which key by the masks alone, whatever the scores are: a boolean tensor."""
-
-    work = torch.float64 if ref.node.wide else torch.float32
-
-    def step(node: Node, args: Any, kwargs: Any) -> Any:
-        if node.root and node.name not in calls.EXPONENTIALS and node.func is not _identity:
-            return _without_scores(node, args, kwargs)
-        if node.name in calls.EXPONENTIALS and node.func is not _identity:
-            scores = args[0] if args else kwargs["input"]
-            return (scores > _BLOCKED).to(work)
-        return calls.repeat(node.func, node.name, args, kwargs, work)
-
-    return _evaluate(ref, step, work) > 0
 
 
 def _is_wide(item: Any) -> bool:
@@ -279,91 +295,42 @@ def _is_wide(item: Any) -> bool:
     return item is torch.float64 or (isinstance(item, Leaf) and item.tensor.dtype is torch.float64)
 
 
-def _without_scores(node: Node, args: Any, kwargs: Any) -> Tensor:
-    device = _device(args if args else kwargs)
-    blank = torch.zeros(node.shape, dtype=_dtype(args if args else kwargs), device=device)
-    if node.name not in ("baddbmm", "addmm"):
-        return blank
-    bias: Tensor = kwargs["input"] if "input" in kwargs else args[0]
-    return torch.add(blank, bias, alpha=kwargs.get("beta", 1))
-
-
-def _evaluate(ref: Ref, step: Callable[[Node, Any, Any], Any], dtype: torch.dtype) -> Tensor:
-    """Run the recorded calls that lead to ``ref`` in order; results are dropped after their last use."""
-    order: list[Node] = []
-    uses: dict[Node, int] = {}
-
-    def visit(node: Node) -> None:
-        for parent in node.parents():
-            if parent not in uses:
-                uses[parent] = 0
-                visit(parent)
-            uses[parent] += 1
-        order.append(node)
-
-    uses[ref.node] = 1
-    visit(ref.node)
-    done: dict[Node, Any] = {}
-
-    def load(item: Any) -> Any:
-        if isinstance(item, Leaf):
-            return item.tensor.to(dtype) if item.tensor.is_floating_point() else item.tensor
-        if isinstance(item, Ref):
-            return done[item.node] if item.index is None else done[item.node][item.index]
-        return item
-
-    device = next((_device((node.args, node.kwargs)) for node in order if node.root), torch.device("cpu"))
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for node in order:
-            args, kwargs = _map(node.args, load), _map(node.kwargs, load)
-            if node.writes and args:
-                args = (args[0].clone(), *args[1:])
-            result = step(node, args, kwargs)
-            done[node] = args[0] if node.name == "__setitem__" else result
-            del args, kwargs, result
-            for parent in node.parents():
-                uses[parent] -= 1
-                if not uses[parent]:
-                    done.pop(parent, None)
-        return done[ref.node] if ref.index is None else done[ref.node][ref.index]  # type: ignore[no-any-return]
-
-
-def _identity(tensor: Tensor) -> Tensor:
+def given_again(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _map(tree: Any, f: Callable[[Any], Any]) -> Any:
+def map_tree(tree: Any, f: Callable[[Any], Any]) -> Any:
     if isinstance(tree, dict):
-        return {key: _map(item, f) for key, item in tree.items()}
+        return {key: map_tree(item, f) for key, item in tree.items()}
     if type(tree) in (tuple, list):
-        return type(tree)(_map(item, f) for item in tree)
+        return type(tree)(map_tree(item, f) for item in tree)
     return f(tree)
 
 
-def _flat(tree: Any) -> Iterator[Any]:
+def flat(tree: Any) -> Iterator[Any]:
     if isinstance(tree, dict):
         for item in tree.values():
-            yield from _flat(item)
+            yield from flat(item)
     elif type(tree) in (tuple, list):
         for item in tree:
-            yield from _flat(item)
+            yield from flat(item)
     else:
         yield tree
 
 
 def _tensors(*trees: Any) -> Iterator[Tensor]:
-    for item in _flat(trees):
+    for item in flat(trees):
         if isinstance(item, Leaf):
             yield item.tensor
         elif isinstance(item, Tensor):
             yield item
 
 
-def _device(tree: Any) -> torch.device:
+def device_of(tree: Any) -> torch.device:
     return next((tensor.device for tensor in _tensors(tree)), torch.device("cpu"))
 
 
-def _dtype(tree: Any) -> torch.dtype:
+def dtype_of(tree: Any) -> torch.dtype:
     return next((t.dtype for t in _tensors(tree) if t.is_floating_point()), torch.float32)
 
 

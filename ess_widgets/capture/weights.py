@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ess_widgets.capture.layout import Axes, Layout, Roles
 from ess_widgets.capture.mixer import Future, Mixer
-from ess_widgets.capture.tape import Leaf, Leaves, Ref, replay, structure
+from ess_widgets.capture.replay import replay, structure
+from ess_widgets.capture.tape import Leaf, Leaves, Ref
 from ess_widgets.operators import Deferred, Operator
 from ess_widgets.operators._state_size import count_from_last_reader, mask_last_reader
 

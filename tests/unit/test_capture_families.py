@@ -145,7 +145,9 @@ def test_state_size_is_what_the_mask_allows(name: str, attention: str) -> None:
         torch.testing.assert_close(size, expected.expand_as(size), check_dtype=False)
 
 
-@pytest.mark.parametrize(("name", "attention"), [case for case in CASES if case[0] in ("Llama", "Bloom", "GptOss")])
+@pytest.mark.parametrize(
+    ("name", "attention"), [case for case in CASES if case[0] in ("Llama", "Bloom", "GptOss")]
+)
 def test_ess_is_numpys_count(name: str, attention: str) -> None:
     cap = ew.capture(build(name, attention), ids(1, 16))
     for layer in cap.values():
@@ -157,7 +159,9 @@ def test_ess_is_numpys_count(name: str, attention: str) -> None:
                 sigma = np.linalg.svd(T[head, i:, :i], compute_uv=False)
                 p = sigma / sigma.sum()
                 assert tolerance[head, i] == (sigma > 1e-2).sum()
-                assert entropy[head, i] == pytest.approx(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()), rel=1e-3)
+                assert entropy[head, i] == pytest.approx(
+                    np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()), rel=1e-3
+                )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -198,7 +202,11 @@ def test_a_filled_cache_is_refused() -> None:
 def test_an_empty_cache_stays_empty(kind: str) -> None:
     model = build("Llama", "sdpa").eval()
     static = kind == "static"
-    cache = tf.StaticCache(config=model.config, max_cache_len=32) if static else tf.DynamicCache(config=model.config)
+    cache = (
+        tf.StaticCache(config=model.config, max_cache_len=32)
+        if static
+        else tf.DynamicCache(config=model.config)
+    )
     cap = ew.capture(model, ids(), past_key_values=cache)
     assert int(cache.get_seq_length()) == 0
     assert max(layer.residual.max() for layer in cap.values()) < 1e-5
@@ -217,7 +225,9 @@ def test_gradient_checkpointing() -> None:
 
 def test_a_tokenizers_mapping_is_unpacked() -> None:
     model = build("GPT2", "sdpa")
-    batch = tf.BatchEncoding({"input_ids": ids(), "attention_mask": torch.ones(2, 20, dtype=torch.long), "offsets": 1})
+    batch = tf.BatchEncoding(
+        {"input_ids": ids(), "attention_mask": torch.ones(2, 20, dtype=torch.long), "offsets": 1}
+    )
     a, b = ew.capture(model, batch), ew.capture(model, ids())
     assert torch.equal(a[0].operator.matrix(), b[0].operator.matrix())
 

@@ -99,6 +99,21 @@ def through_a_view(scores: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     return scores.softmax(-1) @ x
 
 
+def through_data(scores: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    scores.data.masked_fill_(mask, -math.inf)
+    return scores.softmax(-1) @ x
+
+
+def data_replaced(scores: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    scores.data = scores.masked_fill(mask, -math.inf)
+    return scores.softmax(-1) @ x
+
+
+def keys_in_another_order(scores: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    weights = scores.mT.masked_fill(mask.mT, -math.inf).softmax(-2)  # (keys, queries)
+    return torch.einsum("bkq,bkd->bqd", weights, x)
+
+
 def softmax_with_dtype(scores: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     return torch.softmax(scores.masked_fill(mask, -math.inf), dim=-1, dtype=torch.float64).to(x.dtype) @ x
 
@@ -155,7 +170,7 @@ def top_keys_only(scores: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 
 WAYS = (
-    through_a_view, softmax_with_dtype, out_argument, writes_to_keys_afterwards, writes_to_output_afterwards,
+    through_a_view, through_data, data_replaced, keys_in_another_order, softmax_with_dtype, out_argument, writes_to_keys_afterwards, writes_to_output_afterwards,
     numpy_free_unknown_call, autograd_function, log_softmax, softcap, einsum_with_ellipsis, top_keys_only,
 )  # fmt: skip
 

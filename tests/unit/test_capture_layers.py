@@ -105,7 +105,9 @@ def test_no_module() -> None:
 
 
 def test_nothing_to_capture() -> None:
-    with pytest.raises(CaptureError, match=r"no softmax attention in this run.*scaled_dot_product_attention") as error:
+    with pytest.raises(
+        CaptureError, match=r"no softmax attention in this run.*scaled_dot_product_attention"
+    ) as error:
         ew.capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4))
     assert "none of them" in str(error.value)
 

@@ -66,13 +66,17 @@ def test_heads_are_torchs_own_before_the_output_projection() -> None:
     layer = capture(model, x)["attn"]
     heads = layer.outputs.transpose(1, 2).flatten(2)
     with torch.no_grad():
-        torch.testing.assert_close(F.linear(heads, model.attn.out_proj.weight, model.attn.out_proj.bias), model(x))
+        torch.testing.assert_close(
+            F.linear(heads, model.attn.out_proj.weight, model.attn.out_proj.bias), model(x)
+        )
         torch.testing.assert_close(model.attn(x, x, x, attn_mask=CAUSAL, average_attn_weights=False)[1],
                                    layer.operator.matrix())  # fmt: skip
 
 
 def test_masks_may_differ_between_heads() -> None:
-    masks = torch.stack([CAUSAL.clone().masked_fill(torch.ones(L, L).tril(-w).bool(), -math.inf) for w in range(2, 10)])
+    masks = torch.stack(
+        [CAUSAL.clone().masked_fill(torch.ones(L, L).tril(-w).bool(), -math.inf) for w in range(2, 10)]
+    )
     layer = capture(SelfAttention({"attn_mask": masks}, batch_first=True), torch.randn(2, L, 16))["attn"]
     assert layer.residual.max() < 1e-6
     size = layer.state_size
@@ -111,7 +115,9 @@ def test_add_zero_attn_is_a_sink() -> None:
 
 def test_add_bias_kv_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match="add_bias_kv=True"):
-        capture(SelfAttention({"attn_mask": CAUSAL}, batch_first=True, add_bias_kv=True), torch.randn(2, L, 16))
+        capture(
+            SelfAttention({"attn_mask": CAUSAL}, batch_first=True, add_bias_kv=True), torch.randn(2, L, 16)
+        )
 
 
 def encoder(layers: int = 2, **kwargs: Any) -> nn.TransformerEncoder:
@@ -132,7 +138,9 @@ def test_encoder_with_a_causal_mask(training: bool, hint: bool | None, norm_firs
     for name in cap:
         check(cap, name)
     with torch.no_grad():
-        torch.testing.assert_close(cap.output, model.eval()(x, mask=CAUSAL, is_causal=hint), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            cap.output, model.eval()(x, mask=CAUSAL, is_causal=hint), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -153,7 +161,9 @@ def test_encoder_with_padding(nested: bool) -> None:
 
 
 def test_encoder_without_a_mask_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'layers\.0\.self_attn' is not causal.*output 0 reads the later input 1"):
+    with pytest.raises(
+        ValueError, match=r"'layers\.0\.self_attn' is not causal.*output 0 reads the later input 1"
+    ):
         capture(encoder(), torch.randn(2, L, 16))
 
 

@@ -52,7 +52,9 @@ def backend() -> Counting:
 
 @functools.lru_cache
 def _attend(backend: Any) -> Any:
-    return torch.compile(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), backend=backend)
+    return torch.compile(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), backend=backend
+    )
 
 
 def whole(model: TinyLM, backend: Any) -> nn.Module:
@@ -213,7 +215,9 @@ def patched_with_a_partial(model: TinyLM) -> None:
 
 
 def patched_with_a_bound_method(model: TinyLM) -> None:
-    model.blocks[0].attn.forward = types.MethodType(lambda self, x: InPlace.forward(self, x), model.blocks[0].attn)
+    model.blocks[0].attn.forward = types.MethodType(
+        lambda self, x: InPlace.forward(self, x), model.blocks[0].attn
+    )
 
 
 def patched_by_accelerate(model: TinyLM) -> None:

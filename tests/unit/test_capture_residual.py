@@ -54,7 +54,9 @@ def test_the_true_operator(grouped: tuple[LayerCapture, dict[str, Any]]) -> None
     torch.testing.assert_close(layer.inputs, seen["v"].repeat_interleave(2, dim=1))
 
 
-@pytest.mark.parametrize("fault", ["mask", "one entry of the mask", "scale", "grouping", "keys", "queries", "shift"])
+@pytest.mark.parametrize(
+    "fault", ["mask", "one entry of the mask", "scale", "grouping", "keys", "queries", "shift"]
+)
 def test_planted_faults_show(grouped: tuple[LayerCapture, dict[str, Any]], fault: str) -> None:
     layer, seen = grouped
     q, k, options = seen["q"], seen["k"], {"mask": seen["mask"], "scale": 0.7}

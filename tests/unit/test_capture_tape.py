@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ess_widgets import capture
-from ess_widgets.capture.tape import Leaves, Tape, replay, structure
+from ess_widgets.capture.replay import replay, structure
+from ess_widgets.capture.tape import Leaves, Tape
 from tests.unit.models import forbidden
 
 L = 10
-BIAS = torch.randn(L, L, generator=torch.Generator().manual_seed(0)).bfloat16().float()  # the same in any precision
+BIAS = (
+    torch.randn(L, L, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+)  # the same in any precision
 
 
 def masked(s: Tensor) -> Tensor:
@@ -71,7 +74,9 @@ class Chain(nn.Module):
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.lists(st.sampled_from(sorted(STEPS)), max_size=8), st.lists(st.sampled_from(sorted(AFTER)), max_size=3))
+@given(
+    st.lists(st.sampled_from(sorted(STEPS)), max_size=8), st.lists(st.sampled_from(sorted(AFTER)), max_size=3)
+)
 def test_replay_in_half_precision_is_replay_in_full_precision(before: list[str], after: list[str]) -> None:
     x = torch.randn(2, 2, L, 4, generator=torch.Generator().manual_seed(1)).bfloat16()
     half = capture(Chain(before, after), x)[0]
@@ -90,7 +95,7 @@ def test_replay_in_half_precision_is_replay_in_full_precision(before: list[str],
 
 @pytest.fixture
 def tape() -> Tape:
-    return Tape(Leaves({}), lambda tensor: False)
+    return Tape(Leaves({}))
 
 
 def start(tape: Tape) -> tuple[Tensor, Tensor]:
@@ -113,7 +118,11 @@ def test_values_are_those_of_the_call(tape: Tape) -> None:
 
 def test_overwritten_tensors_are_forgotten(tape: Tape) -> None:
     _, product = start(tape)
-    assert tape.any_known((product,), {}) and tape.any_known(([product],), {}) and tape.any_known((), {"x": product})
+    assert (
+        tape.any_known((product,), {})
+        and tape.any_known(([product],), {})
+        and tape.any_known((), {"x": product})
+    )
     product.view(-1).zero_()
     assert tape.ref(product) is None
 

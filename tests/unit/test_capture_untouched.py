@@ -30,11 +30,17 @@ def state(model: nn.Module) -> dict[str, Any]:
         "places": [(p.dtype, p.device) for p in model.parameters()],
         "training": [m.training for m in model.modules()],
         "attributes": [sorted(vars(m)) for m in model.modules()],
-        "hooks": [[(k, list(v.items())) for k, v in vars(m).items() if "hooks" in k] for m in model.modules()],
+        "hooks": [
+            [(k, list(v.items())) for k, v in vars(m).items() if "hooks" in k] for m in model.modules()
+        ],
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
         "numpy": np.random.get_state()[1].copy(),
-        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
+        "grad mode": (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+        ),
         "default": (torch.get_default_dtype(), torch.get_num_threads()),
     }
 
@@ -184,13 +190,33 @@ class Random(nn.Module):
         self.generator = torch.Generator().manual_seed(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + torch.randn(x.shape) + torch.rand_like(x) + torch.randn_like(x) + torch.empty_like(x).normal_()
+        x = (
+            x
+            + torch.randn(x.shape)
+            + torch.rand_like(x)
+            + torch.randn_like(x)
+            + torch.empty_like(x).normal_()
+        )
         x = x + torch.randint(0, 5, x.shape) + torch.randint_like(x, 3) + torch.randint_like(x, low=1, high=3)
-        x = x + torch.bernoulli(torch.full_like(x, 0.5)) + torch.normal(0.0, 1.0, x.shape) + torch.zeros_like(x).uniform_()
+        x = (
+            x
+            + torch.bernoulli(torch.full_like(x, 0.5))
+            + torch.normal(0.0, 1.0, x.shape)
+            + torch.zeros_like(x).uniform_()
+        )
         x = x + F.gumbel_softmax(x, hard=True) + F.gumbel_softmax(x, 0.5) + F.rrelu(x, training=True)
         x = x[:, torch.randperm(x.shape[1])] + torch.rand(x.shape, generator=self.generator)
-        x = x + torch.multinomial(torch.ones(3), 1) + torch.poisson(torch.ones_like(x)) + torch.zeros_like(x).exponential_()
-        x = F.dropout(F.alpha_dropout(x, 0.1, training=True), 0.1, training=True) + random.random() + np.random.rand()
+        x = (
+            x
+            + torch.multinomial(torch.ones(3), 1)
+            + torch.poisson(torch.ones_like(x))
+            + torch.zeros_like(x).exponential_()
+        )
+        x = (
+            F.dropout(F.alpha_dropout(x, 0.1, training=True), 0.1, training=True)
+            + random.random()
+            + np.random.rand()
+        )
         return self.attn(torch.nn.init.normal_(torch.empty_like(x)) + x)
 
 
