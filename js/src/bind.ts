@@ -89,6 +89,35 @@ function throttle(send: () => void, milliseconds: number): { call: () => void; s
   };
 }
 
+/**
+ * Calls `send` when `call` has not been made for `quiet` milliseconds, at the latest after `patience`. Each message
+ * to the kernel makes the host show it as busy, which costs a layout of the whole page while the pointer moves.
+ */
+function rest(
+  send: () => void,
+  quiet: number,
+  patience: number,
+): { call: () => void; now: () => void; stop: () => void } {
+  let timer: ReturnType<typeof setTimeout> | null = null;
+  let since = 0;
+  const fire = () => {
+    if (timer !== null) clearTimeout(timer);
+    timer = null;
+    send();
+  };
+  return {
+    now: fire,
+    call: () => {
+      if (timer === null) since = performance.now();
+      else clearTimeout(timer);
+      timer = setTimeout(fire, Math.max(0, Math.min(quiet, since + patience - performance.now())));
+    },
+    stop: () => {
+      if (timer !== null) fire();
+    },
+  };
+}
+
 async function selectionModel(model: AnyModel): Promise<SelectionModel | null> {
   const reference = model.get("selection") as unknown;
   const manager = model.widget_manager as { get_model?: (id: string) => Promise<unknown> } | undefined;
@@ -174,17 +203,20 @@ export async function bind(model: AnyModel): Promise<[Store, () => void]> {
       undo.push(() => shared.off(`change:${key}`, take));
     }
     // Other views of the same Selection hear of it at once, in the browser; Python a little later.
-    const save = throttle(() => shared.save_changes(), 80);
+    const save = rest(() => shared.save_changes(), 120, 600);
     const give = () => {
       let dirty = false;
+      let urgent = false; // another head is computed in the kernel: it should begin
       for (const key of selectionKeys) {
         const value = store.state.selection[key];
         if (String(shared.get(key)) !== String(value)) {
           shared.set(key, value);
           dirty = true;
+          urgent ||= key === "layer" || key === "head";
         }
       }
-      if (dirty) save.call();
+      if (urgent) save.now();
+      else if (dirty) save.call();
     };
     undo.push(store.on(["selection"], give), save.stop);
   }
