@@ -170,9 +170,21 @@ def top_keys_only(scores: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 
 WAYS = (
-    through_a_view, through_data, data_replaced, keys_in_another_order, softmax_with_dtype, out_argument, writes_to_keys_afterwards, writes_to_output_afterwards,
-    numpy_free_unknown_call, autograd_function, log_softmax, softcap, einsum_with_ellipsis, top_keys_only,
-)  # fmt: skip
+    through_a_view,
+    through_data,
+    data_replaced,
+    keys_in_another_order,
+    softmax_with_dtype,
+    out_argument,
+    writes_to_keys_afterwards,
+    writes_to_output_afterwards,
+    numpy_free_unknown_call,
+    autograd_function,
+    log_softmax,
+    softcap,
+    einsum_with_ellipsis,
+    top_keys_only,
+)
 
 
 @pytest.mark.parametrize("attend", WAYS, ids=lambda attend: attend.__name__)
