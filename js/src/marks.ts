@@ -5,7 +5,7 @@ import { headAmong } from "./belongs";
 import { selectedProfile } from "./curve";
 import { formatEss } from "./format";
 import type { Box, Frame } from "./stage";
-import { drawParts, fit, font, normal, partsWidth, plate, small, type Part } from "./text";
+import { drawParts, fit, font, normal, partsWidth, plate, small, type Part, textWidth } from "./text";
 import { withAlpha } from "./theme";
 
 type Context = CanvasRenderingContext2D;
@@ -125,7 +125,7 @@ export function markColumn(context: Context, frame: Frame, top: number): void {
   context.font = font(theme, small, 600);
   if (frame.indexed) {
     const text = frame.names[position]!;
-    const width = context.measureText(text).width;
+    const width = textWidth(context, text);
     const centre = x.at(position + 0.5);
     context.fillRect(centre - width / 2 - 14, top, width + 28, 18);
     context.fillStyle = theme.accent;

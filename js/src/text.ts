@@ -9,6 +9,20 @@ export function font(theme: Theme, size = small, weight = 400, style = "normal")
   return `${style} ${weight} ${size}px ${theme.font}`;
 }
 
+const widths = new Map<string, number>();
+
+/** Width of `text` in the context's font. Remembered: the same few words are measured at every move. */
+export function textWidth(context: CanvasRenderingContext2D, text: string): number {
+  const key = `${context.font}\n${text}`;
+  let width = widths.get(key);
+  if (width === undefined) {
+    width = context.measureText(text).width;
+    if (widths.size > 5000) widths.clear();
+    widths.set(key, width);
+  }
+  return width;
+}
+
 /** A run of text in one style. */
 export interface Part {
   text: string;
@@ -31,7 +45,7 @@ export function partsWidth(context: CanvasRenderingContext2D, theme: Theme, part
   let width = 0;
   for (const part of parts) {
     use(context, theme, part);
-    width += context.measureText(part.text).width + (part.space ?? 0);
+    width += textWidth(context, part.text) + (part.space ?? 0);
   }
   return width;
 }
@@ -50,7 +64,7 @@ export function drawParts(
     use(context, theme, part);
     x += part.space ?? 0;
     context.fillText(part.text, x, y + (part.drop ?? 0));
-    x += context.measureText(part.text).width;
+    x += textWidth(context, part.text);
   }
 }
 
@@ -64,7 +78,7 @@ export function matrixName(colour: string, position: number | string): Part[] {
 
 /** Cuts `text` to `width` in the context's current font. */
 export function fit(context: CanvasRenderingContext2D, text: string, width: number): string {
-  return fitText(text, width, (part) => context.measureText(part).width);
+  return fitText(text, width, (part) => textWidth(context, part));
 }
 
 /** A filled box with round corners, to write on. */

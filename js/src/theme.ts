@@ -17,6 +17,9 @@ export interface Theme {
   shade: string;
   delimiter: string;
   span: string;
+  /** Behind what is read, and behind what is past. */
+  field: string;
+  past: string;
   /** A font family. */
   font: string;
   dark: boolean;
@@ -35,6 +38,8 @@ const properties: Record<keyof Palette, string> = {
   shade: "--ess-shade",
   delimiter: "--ess-delimiter",
   span: "--ess-span",
+  field: "--ess-field",
+  past: "--ess-past",
 };
 
 /** For pages without the style sheet. */
@@ -49,6 +54,8 @@ const light: Palette = {
   shade: "#eef0f3",
   delimiter: "#4a7fb5",
   span: "rgba(200, 64, 13, 0.12)",
+  field: "#f5f6f8",
+  past: "#e3e8f0",
 };
 const dark: Palette = {
   bg: "#16181c",
@@ -61,6 +68,8 @@ const dark: Palette = {
   shade: "#23272e",
   delimiter: "#7fb2e5",
   span: "rgba(255, 138, 92, 0.18)",
+  field: "#1f232a",
+  past: "#2b323c",
 };
 const systemFont = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif";
 

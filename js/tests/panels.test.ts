@@ -115,9 +115,13 @@ test("the reading names position, both sides, ESS and its ceiling", () => {
   store.select({ span: [1, 4] });
   store.flush();
   expect(root.textContent).toContain("Span 1–3: 1.3 ± 0.5, 1.00 of ceiling");
+  vi.useFakeTimers();
   store.select({ position: null, span: null });
   store.flush();
+  expect(root.textContent).toContain("Position 2"); // words wait until the pointer rests
+  vi.advanceTimersByTime(100);
   expect(root.textContent).toContain("Point at a position");
+  vi.useRealTimers();
 });
 
 test("a profile of another layer is not read as that of the selected one", () => {
@@ -151,7 +155,7 @@ test("what a singular value carries is listed by weight", () => {
   });
   store.flush();
   expect(root.textContent).toContain("σ₂ = 0.5 carries");
-  const rows = [...root.querySelectorAll("li")].map((row) =>
+  const rows = [...root.querySelectorAll("li:not([hidden])")].map((row) =>
     [...row.children].map((cell) => cell.textContent),
   );
   expect(rows).toEqual([

@@ -1,8 +1,8 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { signed } from "../src/colour";
 import { Store } from "../src/store";
-import { luminance, parseColour, type Theme } from "../src/theme";
-import { strength } from "../src/views/token_tint";
+import { luminance, parseColour, readTheme, type Theme } from "../src/theme";
+import { strength } from "../src/views/token_marks";
 import { tokenView } from "../src/views/token_view";
 import { layers, smallState } from "./data";
 
@@ -83,34 +83,52 @@ test("dragging selects a half-open span in either direction", () => {
   expect(withClass("ess-spanned")).toEqual([0, 1]);
 });
 
-test("what is past to the position is marked, and nothing else is touched", async () => {
-  const nodes = mount(Array.from({ length: 256 }, (_, k) => `t${k}`));
-  store.select({ position: 100 });
-  store.flush();
-  expect(withClass("ess-past")).toHaveLength(100);
+/** The DOM of these tests lays nothing out and has no canvas: boxes by index, and a record of what is filled. */
+function recorded(): Map<string, number[]> {
+  const filled = new Map<string, number[]>();
+  let path: number[] = [];
+  const context = {
+    fillStyle: "",
+    setTransform: vi.fn(),
+    strokeRect: vi.fn(),
+    clearRect: () => filled.clear(),
+    beginPath: () => (path = []),
+    rect: (x: number) => path.push(x / 10),
+    fill: () => filled.set(context.fillStyle, [...(filled.get(context.fillStyle) ?? []), ...path]),
+  };
+  vi.spyOn(HTMLCanvasElement.prototype, "getContext").mockReturnValue(context as never);
+  vi.spyOn(HTMLElement.prototype, "getClientRects").mockImplementation(function (this: HTMLElement) {
+    return [new DOMRect(10 * Number(this.dataset["index"]), 0, 9, 12)] as never;
+  });
+  return filled;
+}
+
+test("what is past to the position is marked, without touching any token", async () => {
+  const filled = recorded();
+  mount(Array.from({ length: 256 }, (_, k) => `t${k}`));
   const touched = new Set<Node>();
   const observer = new MutationObserver((records) => records.forEach(({ target }) => touched.add(target)));
-  observer.observe(root, { attributes: true, subtree: true, childList: true, characterData: true });
   store.select({ position: 103 });
+  store.flush();
+  const theme = readTheme(root);
+  expect(filled.get(theme.past)).toHaveLength(103);
+  expect(filled.get(theme.field)).toHaveLength(153);
+  expect(new Set(filled.get(theme.accent))).toEqual(new Set([103]));
+  observer.observe(root, { attributes: true, subtree: true, childList: true, characterData: true });
+  store.select({ position: 105 });
   store.flush();
   await Promise.resolve();
   observer.disconnect();
-  expect(withClass("ess-past")).toHaveLength(103);
-  expect(withClass("ess-here")).toEqual([103]);
-  expect([...touched].every((node) => nodes.slice(100, 104).includes(node as HTMLElement))).toBe(true);
+  expect(filled.get(theme.past)).toHaveLength(105);
+  expect([...touched]).toEqual([root.querySelector(".ess-tokens")]);
+  expect(root.querySelector<HTMLElement>(".ess-tokens")!.dataset["position"]).toBe("105");
+  vi.restoreAllMocks();
 });
 
 test("a singular value tints tokens while its vectors belong to the selection", () => {
-  // The DOM of these tests lays nothing out and has no canvas: boxes by index, and a record of what is drawn.
-  let filled: number[] = [];
-  const context = {
-    setTransform: vi.fn(),
-    clearRect: () => (filled = []),
-    fillRect: (x: number) => filled.push(x),
-  };
-  vi.spyOn(HTMLCanvasElement.prototype, "getContext").mockReturnValue(context as never);
-  const nodes = mount(["a", "b", "c", "d"]);
-  nodes.forEach((node, k) => (node.getClientRects = () => [new DOMRect(10 * k, 0, 8, 12)] as never));
+  const filled = recorded();
+  mount(["a", "b", "c", "d"]);
+  const theme = readTheme(root);
   const layer = layers[0]!.name;
   store.set({
     vectors: {
@@ -124,11 +142,13 @@ test("a singular value tints tokens while its vectors belong to the selection", 
   });
   store.select({ mode: 1 });
   store.flush();
-  expect(filled).toEqual([0, 30]);
+  expect(filled.get(signed(theme)(1))).toEqual([0]);
+  expect(filled.get(signed(theme)(-1))).toEqual([3]);
   expect(root.querySelector(".ess-weighted")).not.toBeNull();
   store.select({ position: 3 });
   store.flush();
-  expect(filled).toEqual([]);
+  expect(filled.get(signed(theme)(1))).toBeUndefined();
+  expect(filled.get(theme.past)).toEqual([0, 1, 2]);
   expect(root.querySelector(".ess-weighted")).toBeNull();
   vi.restoreAllMocks();
 });
@@ -157,7 +177,7 @@ test("new tokens replace the old ones and keep the marks of the selection", () =
   expect(tokens().map((node) => node.textContent)).toEqual(["x", "y", "z"]);
   expect(withClass("ess-special")).toEqual([1]);
   expect(withClass("ess-mark")).toEqual([2]);
-  expect(withClass("ess-here")).toEqual([2]);
+  expect(root.querySelector<HTMLElement>(".ess-tokens")!.dataset["position"]).toBe("2");
   store.set({ tokens: null });
   store.flush();
   expect(tokens()).toEqual([]);

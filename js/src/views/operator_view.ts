@@ -30,7 +30,18 @@ import {
 import { mountStage, type Box, type Frame, type Panel } from "../stage";
 import type { OperatorData, State } from "../state";
 import type { Store } from "../store";
-import { drawParts, fit, font, matrixName, normal, partsWidth, plate, small, type Part } from "../text";
+import {
+  drawParts,
+  fit,
+  font,
+  matrixName,
+  normal,
+  partsWidth,
+  plate,
+  small,
+  type Part,
+  textWidth,
+} from "../text";
 import { withAlpha } from "../theme";
 import { currentMode, followVectors, largest } from "../vectors";
 
@@ -209,7 +220,7 @@ export class OperatorPanel implements Panel {
     for (const value of barTicks(norm)) {
       const at = this.barAt(value);
       const text = norm.scale === "log" && value !== 0 ? signedPower(value) : formatNumber(value);
-      const half = context.measureText(text).width / 2;
+      const half = textWidth(context, text) / 2;
       if (at - half < end + 6) continue;
       end = at + half;
       line(context, at, bar.bottom, at, bar.bottom + 3);
@@ -441,7 +452,7 @@ export class OperatorPanel implements Panel {
     context.font = font(theme, small, 600);
     context.fillStyle = theme.fg;
     context.textAlign = "right";
-    const caption = context.measureText("carried from").width <= plot.left - 8 ? "carried from" : "from";
+    const caption = textWidth(context, "carried from") <= plot.left - 8 ? "carried from" : "from";
     context.fillText(caption, plot.left - 6, middle);
     if (y.clamped(position) - plot.top > 52) {
       turnedText(context, "goes to", centre, y.clamped(position) - 4, "left");

@@ -21,7 +21,7 @@ import { sameMeasure } from "../metrics";
 import { mountStage, type Box, type Frame, type Panel } from "../stage";
 import type { ProfileData, State } from "../state";
 import type { Store } from "../store";
-import { drawParts, font, normal, partsWidth, plate, small, type Part } from "../text";
+import { drawParts, font, normal, partsWidth, plate, small, type Part, textWidth } from "../text";
 
 type Context = CanvasRenderingContext2D;
 
@@ -243,13 +243,13 @@ export class ProfilePanel implements Panel {
     const { plot } = this;
     const text = String(frame.position);
     context.font = font(theme, small, 650);
-    const width = context.measureText(text).width;
+    const width = textWidth(context, text);
     const left = x + 4 + width <= plot.right + 10 ? x + 4 : x - 4 - width;
     let [from, to] = [Math.min(left, x - 1) - 2, Math.max(left + width, x + 1) + 2];
     context.font = font(theme);
     for (const index of indexTicks(frame.x, frame.length, tickGap)) {
       const at = frame.x.at(index);
-      const half = context.measureText(String(index)).width / 2 + 1;
+      const half = textWidth(context, String(index)) / 2 + 1;
       if (at + half > from && at - half < to) {
         from = Math.min(from, at - half);
         to = Math.max(to, at + half);
@@ -349,7 +349,7 @@ export class ProfilePanel implements Panel {
       context.fillText(text, box.left, (box.top + box.bottom) / 2);
     };
     for (const name of ["ceiling  min(TSS, i, L − i)", "ceiling"]) {
-      const place = this.room(frame, context.measureText(name).width, at);
+      const place = this.room(frame, textWidth(context, name), at);
       if (!place) continue;
       write(name, place);
       this.limitLabels.push(place);
@@ -361,7 +361,7 @@ export class ProfilePanel implements Panel {
     );
     const last = seen[seen.length - 1];
     if (last === undefined || x.at(last) - x.at(seen[0]!) < 40) return;
-    const width = context.measureText("TSS").width;
+    const width = textWidth(context, "TSS");
     const left = Math.min(x.at(last) + 6, plot.right - width - 6);
     const middle = Math.max(plot.top + 10, y(size[last]!) - 9);
     const box = { left, right: left + width, top: middle - 7, bottom: middle + 7 };

@@ -2,6 +2,7 @@
 import { disposer, el, listen, setAttribute, setText } from "../dom";
 import { currentProfile, lengthOf, spanFacts } from "../facts";
 import { formatEss, formatTolerance } from "../format";
+import { whenResting } from "../resting";
 import type { ProfileData, State } from "../state";
 import type { Store } from "../store";
 import { counted, quoted, ratio } from "../wording";
@@ -30,7 +31,8 @@ export function readout(root: HTMLElement, store: Store): () => void {
   );
   const sides = el("div", "ess-muted");
   const span = el("div", "ess-span-facts");
-  const view = el("div", "ess-position", { "data-part": "readout" }, place, pin, figure, sides, span);
+  const box = el("div", "ess-position", { "data-part": "readout" }, place, pin, figure, sides, span);
+  const view = el("div", "ess-card", {}, box);
   root.append(view);
 
   const keep = "Keep this position (Space, or a click)";
@@ -71,9 +73,18 @@ export function readout(root: HTMLElement, store: Store): () => void {
     }
   };
 
+  // While the pointer moves, the flag at the hair-line says all this in the same frame.
+  const resting = whenResting(show);
+  let { position: before } = store.state.selection;
   const undo = [
+    resting.stop,
     listen(pin, "click", () => store.select({ pinned: !store.state.selection.pinned })),
-    store.on(["selection", "profile_data", "tokens", "settings"], show),
+    store.on(["selection", "profile_data", "tokens", "settings"], (changed) => {
+      const { position } = store.state.selection;
+      if (changed.size === 1 && changed.has("selection") && position !== before) resting.later();
+      else resting.now();
+      before = position;
+    }),
   ];
   show();
   return disposer([() => view.remove(), ...undo]);

@@ -8,7 +8,7 @@ import { ess, shapeRank, spectrumAt, threshold } from "../metrics";
 import type { Kind, SpectrumData } from "../state";
 import type { Store } from "../store";
 import { snapTolerance, tauHandle } from "../tau_handle";
-import { drawParts, font, matrixName, normal, partsWidth, plate, type Part } from "../text";
+import { drawParts, font, matrixName, normal, partsWidth, plate, type Part, textWidth } from "../text";
 import { onThemeChange, readTheme, sameTheme, withAlpha } from "../theme";
 import { followVectors } from "../vectors";
 
@@ -331,7 +331,7 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
     const lines: string[] = [];
     for (const word of text.split(" ")) {
       const longer = lines.length > 0 ? `${lines[lines.length - 1]!} ${word}` : word;
-      const fits = context.measureText(longer).width <= right - left - 16;
+      const fits = textWidth(context, longer) <= right - left - 16;
       if (lines.length > 0 && fits) lines[lines.length - 1] = longer;
       else lines.push(word);
     }

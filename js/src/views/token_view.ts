@@ -7,7 +7,7 @@ import type { Store } from "../store";
 import { onThemeChange, readTheme } from "../theme";
 import { currentMode, followVectors } from "../vectors";
 import { shorten } from "../wording";
-import { tokenTint } from "./token_tint";
+import { tokenMarks } from "./token_marks";
 import { weightLegend } from "./weight_legend";
 
 type Range = readonly [number, number];
@@ -57,28 +57,20 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
       else if (tokens!.marks[i] === 2 || tokens!.indexed) content.append(el("wbr"));
       nodes.push(node);
     }
-    strip.replaceChildren(colours.node, content);
+    strip.replaceChildren(behind.node, content);
     scrolled = 0;
     strip.classList.toggle("ess-indexed", tokens?.indexed ?? false);
     setHidden(view, length === 0);
     position = null;
     span = nothing;
     place = null;
-    colours.moved();
+    behind.moved();
   };
 
-  const mark = ({ position: next, span: range, pinned }: Selection) => {
-    if (next !== position) {
-      nodes[position ?? -1]?.classList.remove("ess-here", "ess-pinned");
-      // Only tokens that change sides change their class. Without a position all are future.
-      const [from, to] = [position ?? 0, next ?? 0];
-      for (let i = Math.min(from, to); i < Math.max(from, to); i++)
-        nodes[i]?.classList.toggle("ess-past", i < to);
-      position = next;
-    }
-    const here = nodes[position ?? -1];
-    here?.classList.add("ess-here");
-    here?.classList.toggle("ess-pinned", pinned);
+  const mark = ({ position: next, span: range }: Selection) => {
+    position = next;
+    if (next === null) delete strip.dataset["position"];
+    else strip.dataset["position"] = String(next);
     const [a, b] = range ?? nothing;
     if (a !== span[0] || b !== span[1]) {
       for (let i = span[0]; i < span[1]; i++) if (i < a || i >= b) nodes[i]?.classList.remove("ess-spanned");
@@ -92,12 +84,13 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
   const removeLegend = weightLegend(legend);
 
   let theme = readTheme(root);
-  const colours = tokenTint(strip, () => nodes);
-  const tint = () => {
+  const behind = tokenMarks(strip, () => nodes);
+  const drawMarks = () => {
+    const { pinned } = store.state.selection;
     const mode = currentMode(store.state);
     const fits = mode !== null && mode.past.length + mode.future.length === nodes.length;
     view.classList.toggle("ess-weighted", fits);
-    colours.draw(fits ? mode : null, theme);
+    behind.draw({ position, pinned, mode: fits ? mode : null }, theme);
     const name = `σ${formatSubscript((store.state.selection.mode ?? 0) + 1)}`;
     if (mode) setText(caption, `${name}: weight of each past input and each future output`);
   };
@@ -162,26 +155,27 @@ export function tokenView(root: HTMLElement, store: Store): () => void {
     listen(strip, "scroll", () => (scrolled = strip.scrollTop)),
     onThemeChange(() => {
       theme = readTheme(root);
-      tint();
+      drawMarks();
     }),
     followVectors(store),
     store.on(["tokens", "selection", "vectors"], () => {
       if (store.state.tokens !== shownTokens) build(store.state.tokens);
       mark(store.state.selection);
-      tint();
+      drawMarks();
       reveal();
     }),
   ];
   const sizes = new ResizeObserver(() => {
     place = null;
-    colours.moved();
+    behind.moved();
+    drawMarks();
     reveal();
   });
   sizes.observe(strip);
 
   build(store.state.tokens);
   mark(store.state.selection);
-  tint();
+  drawMarks();
   reveal();
   return disposer([() => view.remove(), () => sizes.disconnect(), removeLegend, ...undo]);
 }
