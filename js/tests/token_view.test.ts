@@ -94,6 +94,9 @@ function recorded(): Map<string, number[]> {
     clearRect: () => filled.clear(),
     beginPath: () => (path = []),
     rect: (x: number) => path.push(x / 10),
+    fillRect: (x: number) => {
+      filled.set(context.fillStyle, [...(filled.get(context.fillStyle) ?? []), x / 10]);
+    },
     fill: () => filled.set(context.fillStyle, [...(filled.get(context.fillStyle) ?? []), ...path]),
   };
   vi.spyOn(HTMLCanvasElement.prototype, "getContext").mockReturnValue(context as never);

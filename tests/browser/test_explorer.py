@@ -73,7 +73,7 @@ def test_pointing_at_a_token_tells_python(page: ExplorerPage) -> None:
 
 def test_python_sets_the_selection(page: ExplorerPage) -> None:
     page.notebook.execute("explorer.selection.update(position=23, layer=4, head=5)")
-    page.root.locator(".ess-token.ess-here[data-index='23']").wait_for()
+    page.root.locator(".ess-tokens[data-position='23']").wait_for()
     page.lab.page.wait_for_function(
         "(select) => select.selectedOptions[0].textContent.includes('5')",
         arg=page.part("head").element_handle(),
