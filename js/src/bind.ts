@@ -196,9 +196,22 @@ export async function bind(model: AnyModel): Promise<[Store, () => void]> {
   const shared = await selectionModel(model);
   if (shared) {
     store.select(pick<Selection>(shared, selectionKeys));
+    let repainting = false;
+    // At the end of this task, not in the next frame: linked views repaint in the frame of the one that is brushed.
+    const repaint = () => {
+      if (repainting) return;
+      repainting = true;
+      queueMicrotask(() => {
+        repainting = false;
+        store.flush();
+      });
+    };
     for (const key of selectionKeys) {
       // Key by key: while `give` writes several, those still to be written must not be read back.
-      const take = () => store.select(pick<Selection>(shared, [key]));
+      const take = () => {
+        store.select(pick<Selection>(shared, [key]));
+        repaint();
+      };
       shared.on(`change:${key}`, take);
       undo.push(() => shared.off(`change:${key}`, take));
     }

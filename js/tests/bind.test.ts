@@ -81,8 +81,12 @@ test("views of one Selection follow each other without the kernel", async () => 
   const shared = new Model(selected);
   const [one] = await bind(new Model(traits).link("s", shared).any);
   const [other] = await bind(new Model(traits).link("s", shared).any);
+  const painted = vi.fn();
+  other.on(["selection"], painted);
   one.select({ position: 5, layer: "b", head: 2 });
   one.flush();
+  await Promise.resolve();
+  expect(painted).toHaveBeenCalledTimes(1); // in the same frame
   expect(other.state.selection).toMatchObject({ position: 5, layer: "b", head: 2 });
   other.flush();
   one.flush();
