@@ -142,6 +142,77 @@ def test_text_is_never_markup(page: ExplorerPage) -> None:
     page.edit(TEXT)
 
 
+def at(page: ExplorerPage, selector: str, x: float, y: float) -> tuple[float, float]:
+    """A point in an element, by fractions of its size."""
+    box = page.root.locator(selector).bounding_box()
+    assert box is not None
+    return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+
+def test_brushing_the_picture_moves_the_position(page: ExplorerPage) -> None:
+    mouse = page.lab.page.mouse
+    seen = []
+    for share in (0.5, 0.7, 0.9):
+        mouse.move(*at(page, ".ess-memory", share, 0.6))
+        page.lab.settle()
+        seen.append(int(page.part("tokens").get_attribute("data-position") or -1))
+    assert seen == sorted(set(seen)), "further right is later"
+    page.expect("explorer.selection.position", seen[-1])
+
+
+def test_a_singular_value_shows_what_it_carries(page: ExplorerPage) -> None:
+    page.notebook.execute("explorer.selection.update(layer=15, head=1, position=40)")
+    page.ready()
+    page.lab.page.mouse.move(*at(page, ".ess-values canvas >> nth=-1", 0.22, 0.85))
+    page.root.locator(".ess-weights li:not([hidden])").first.wait_for()
+    assert "carries" in page.part("remembered").inner_text()
+    page.expect("explorer.selection.mode is not None", True)
+    weights = page.root.locator(".ess-weight").all_inner_texts()
+    strongest = page.read(
+        "float(abs(ew.metrics.vectors(explorer.captured[explorer.selection.layer].operator[0, 1], 40)"
+        "[2][explorer.selection.mode]).max())"
+    )
+    assert any(text.endswith(f"{strongest:.2f}") for text in weights)
+    page.lab.page.mouse.move(*at(page, ".ess-header", 0.5, 0.5))
+    page.expect("explorer.selection.mode", None)
+
+
+def test_dragging_tau_changes_what_is_counted(page: ExplorerPage) -> None:
+    page.notebook.execute("explorer.kind, explorer.tol = 'tolerance', 1e-2")
+    page.ready()
+    before = page.read("float(explorer.profile.sum())")
+    handle = page.root.locator(".ess-values [role=slider]")
+    box = handle.bounding_box()
+    assert box is not None
+    mouse = page.lab.page.mouse
+    x, y = box["x"] + box["width"] - 12, box["y"] + box["height"] / 2
+    mouse.move(x, y)
+    mouse.down()
+    mouse.move(x, y - 10)
+    mouse.move(x, y - 40)
+    mouse.up()
+    page.expect("explorer.tol > 1e-2", True)
+    page.ready()
+    assert page.read("float(explorer.profile.sum())") < before, "a larger τ keeps less"
+    page.notebook.execute("explorer.tol = 1e-2")
+    page.ready()
+
+
+def test_the_wheel_scrolls_the_page_and_zooms_only_with_control(page: ExplorerPage) -> None:
+    mouse, keyboard = page.lab.page.mouse, page.lab.page.keyboard
+    reset = page.root.locator(".ess-memory button[title^='Show everything']")
+    mouse.move(*at(page, ".ess-memory", 0.6, 0.6))
+    mouse.wheel(0, 120)
+    page.lab.settle()
+    assert not reset.is_visible(), "a plain wheel zoomed"
+    keyboard.down("Control")
+    mouse.wheel(0, -240)
+    keyboard.up("Control")
+    reset.wait_for()
+    reset.click()
+    reset.wait_for(state="hidden")
+
+
 def test_two_explorers_and_an_interrupted_kernel(page: ExplorerPage) -> None:
     page.notebook.execute("other = ew.explore(model, tokenizer, 'Two at once.'); explorer.text = sized(40)")
     page.notebook.interrupt()

@@ -100,7 +100,7 @@ def faults(texts: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [700, 1000, 1600])
+@pytest.mark.parametrize("width", [700, 1000, 1280, 1600])
 def test_nothing_overlaps_is_cut_off_or_pale(
     page: ExplorerPage, theme: str, width: int, tmp_path: Path
 ) -> None:
