@@ -323,6 +323,7 @@ export class OperatorPanel implements Panel {
       const parts = text === "" ? name : [...name, words(text)];
       const width = partsWidth(context, theme, parts) + 4;
       let left = Math.min(at + 8, plot.right - width);
+      if (text !== "" && left < at + 4) continue; // it would lie on the hair-line
       // Up to where the row of the label's left end leaves the triangle.
       const beside = y.at(position) - height - 1;
       let top = Math.min(beside, y.at(Math.max(0, x.invert(left - 4))) - height - 1);
