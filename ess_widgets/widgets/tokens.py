@@ -29,8 +29,9 @@ class Encoded:
 
 def indexed(length: int, names: list[str] | None = None) -> dict[str, Any]:
     """Positions without text: labelled by the names given, else by their index."""
-    labels = [str(i) for i in range(length)] if names is None else names
-    return {"labels": labels, "marks": [PLAIN] * length, "indexed": names is None}
+    if names is None:
+        return {"labels": [str(i) for i in range(length)], "marks": [PLAIN] * length, "indexed": True}
+    return {"labels": names, "marks": [_mark(None, name, set()) for name in names], "indexed": False}
 
 
 def encode(tokenizer: Any, text: str) -> Encoded:
@@ -117,7 +118,7 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
     return str(tokenizer.decode(ids))
 
 
-def _mark(token: int, label: str, special: set[int]) -> int:
+def _mark(token: int | None, label: str, special: set[int]) -> int:
     if token in special or _special.fullmatch(label.strip()):
         return SPECIAL
     return DELIMITER if _sentence_end.search(label) else PLAIN

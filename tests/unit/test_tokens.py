@@ -90,4 +90,5 @@ def test_what_is_not_a_tokenizer_is_refused():
 
 def test_positions_without_text_are_labelled_by_name_or_index():
     assert indexed(3) == {"labels": ["0", "1", "2"], "marks": [0, 0, 0], "indexed": True}
-    assert indexed(2, ["a", "b"])["indexed"] is False
+    named = indexed(3, ["<|endoftext|>", "a", "."])
+    assert named["indexed"] is False and named["marks"] == [SPECIAL, PLAIN, DELIMITER]
