@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,16 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
+def _spared(model: nn.Module) -> dict[str, Any]:
+    """What a language model need not do for the views: logits of every position, a cache for what comes next."""
+    try:
+        known = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # TorchScript has none
+        return {}
+    unneeded = {"logits_to_keep": 1, "use_cache": False}
+    return {name: value for name, value in unneeded.items() if name in known}
+
+
 class Text:
     """Text through a tokenizer, at most as long as the model and ``max_tokens`` allow."""
 
@@ -51,7 +62,8 @@ class Text:
                 f"The text has {length:,} tokens; the explorer's limit is {self.max_tokens:,}. "
                 "Shorten it, or pass a larger max_tokens."
             )
-        return Call((torch.tensor([encoded.ids], device=_device(model)),), {}, encoded.data())
+        ids = torch.tensor([encoded.ids], device=_device(model))
+        return Call((ids,), _spared(model), encoded.data())
 
 
 class FixedInputs:

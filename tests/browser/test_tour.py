@@ -21,7 +21,7 @@ def test_the_tour_runs_and_shows_what_it_says(lab: Lab) -> None:
     ]
     assert len(views) == 2
     for index in views:
-        notebook.cell(index).locator("canvas").first.wait_for()
+        notebook.cell(index).locator(".ess-memory canvas").first.wait_for()
     notebook.execute("done = explorer.wait(60)")
 
     printed = "\n".join(

@@ -3,7 +3,7 @@ import { disposer, el, listen, setHidden } from "../dom";
 import type { Store } from "../store";
 
 /** Milliseconds without typing after which the text goes out. */
-const pause = 120;
+const pause = 80;
 /** Milliseconds without typing after which the text counts as not being edited. */
 const rest = 1500;
 
