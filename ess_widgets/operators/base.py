@@ -21,19 +21,28 @@ class Operator(ABC):
         columns of ``matrix()`` outside of them (padding) are zero. ``None`` when all positions are.
     splittable : bool
         Whether ``op[a:b].matrix()`` costs less than ``op.matrix()``, so that it pays to work part by part.
+    block : int
+        ``d``: rows and columns of ``T`` that belong to one position (several inputs mixed together). Then
+        ``T`` is ``d * L`` rows by as many columns, causal block by block, and ``H_i = T[d*i:, :d*i]``.
     """
 
     valid: Tensor | None = None
     splittable: ClassVar[bool] = False
+    block: int = 1
 
     @abstractmethod
     def matrix(self) -> Tensor:
-        """Materialise ``T``, shape ``(..., L, L)``, float32 or float64, lower triangular."""
+        """Materialise ``T``, shape ``(..., d*L, d*L)``, float32 or float64, (block) lower triangular."""
 
     @property
     @abstractmethod
     def shape(self) -> torch.Size:
-        """``(..., L, L)``, without materialising anything."""
+        """``(..., d*L, d*L)``, without materialising anything."""
+
+    @property
+    def length(self) -> int:
+        """``L``, the number of positions."""
+        return self.shape[-1] // self.block
 
     @property
     @abstractmethod
@@ -61,6 +70,8 @@ class Operator(ABC):
     def __repr__(self) -> str:
         padded = ", padded" if self.valid is not None else ""
         dtype = str(self.dtype).removeprefix("torch.")
+        block = f", block={self.block}" if self.block > 1 else ""
         return (
-            f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={dtype}, device={self.device}{padded})"
+            f"{type(self).__name__}(shape={tuple(self.shape)}{block}, dtype={dtype}, "
+            f"device={self.device}{padded})"
         )
