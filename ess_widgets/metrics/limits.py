@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ess_widgets.metrics._checks import as_operator
+from ess_widgets.operators import Operator
 from ess_widgets.operators.checks import as_tensor
 
 __all__ = ["ceiling", "utilisation"]
@@ -18,11 +19,12 @@ def ceiling(op: Any) -> Tensor:
 
     ``min(TSS_i, i, L - i)``: towards the end ``H_i`` loses rows, so every profile falls there, whatever the
     model does. Under padding, positions count among a sample's own tokens: ``i`` becomes the number of own
-    tokens before ``i``, and ``L - i`` that of those from ``i`` on.
+    tokens before ``i``, and ``L - i`` that of those from ``i`` on. Where ``d`` rows of ``T`` belong to one
+    position (``op.block``), it is ``min(TSS_i, d * i, d * (L - i))``.
 
     Parameters
     ----------
-    op : Operator, Tensor or ndarray, ``(..., L, L)``
+    op : Operator, Tensor or ndarray, ``(..., d*L, d*L)``
 
     Returns
     -------
@@ -36,11 +38,11 @@ def ceiling(op: Any) -> Tensor:
     tensor([0, 1, 2, 3, 2, 1])
     """
     op = as_operator(op)
-    shape = op.shape[:-1]
-    own = torch.ones(shape[-1], dtype=torch.bool, device=op.device) if op.valid is None else op.valid
+    own = torch.ones(op.length, dtype=torch.bool, device=op.device) if op.valid is None else op.valid
     past = own.long().cumsum(-1) - own.long()
     future = own.sum(-1, keepdim=True) - past
-    return torch.minimum(torch.minimum(past, future), op.state_size.to(op.device)).expand(shape).contiguous()
+    limit = torch.minimum(op.block * torch.minimum(past, future), op.state_size.to(op.device))
+    return limit.expand(_positions(op)).contiguous()
 
 
 def utilisation(op: Any, profile: Any, *, against: Literal["state_size", "ceiling"] = "state_size") -> Tensor:
@@ -48,7 +50,7 @@ def utilisation(op: Any, profile: Any, *, against: Literal["state_size", "ceilin
 
     Parameters
     ----------
-    op : Operator, Tensor or ndarray, ``(..., L, L)``
+    op : Operator, Tensor or ndarray, ``(..., d*L, d*L)``
     profile : Tensor or ndarray, ``(..., L)``
         Its effective state-size at all positions, as :func:`ess` returns it.
     against : {"state_size", "ceiling"}
@@ -72,12 +74,17 @@ def utilisation(op: Any, profile: Any, *, against: Literal["state_size", "ceilin
     if against not in ("state_size", "ceiling"):
         raise ValueError(f"against must be 'state_size' or 'ceiling', but is {against!r}.")
     profile = as_tensor(profile, "profile").to(op.device)
-    if profile.shape != op.shape[:-1]:
+    if profile.shape != _positions(op):
         raise ValueError(
-            f"profile must hold all positions, (..., L) = {tuple(op.shape[:-1])}, but its shape is "
+            f"profile must hold all positions, (..., L) = {tuple(_positions(op))}, but its shape is "
             f"{tuple(profile.shape)}."
         )
-    limit = ceiling(op) if against == "ceiling" else op.state_size.expand(op.shape[:-1])
+    limit = ceiling(op) if against == "ceiling" else op.state_size.expand(_positions(op))
     possible = limit[..., 1:].sum(dim=-1).to(profile)
     used: Tensor = profile[..., 1:].sum(dim=-1)
     return used / possible.where(possible > 0, 1.0)
+
+
+def _positions(op: Operator) -> torch.Size:
+    """``(..., L)``."""
+    return torch.Size([*op.shape[:-2], op.length])

@@ -38,13 +38,15 @@ def count_from_last_reader(last: Tensor) -> Tensor:
     return steps.cumsum(-1)[..., :L]
 
 
-def given_state_size(value: Any, shape: torch.Size, valid: Tensor | None, device: torch.device) -> Tensor:
+def given_state_size(
+    value: Any, shape: torch.Size, valid: Tensor | None, device: torch.device, block: int = 1
+) -> Tensor:
     """TSS from what a user gives: None (full causal reading), an int, or a tensor ``(L,)``, ``(..., L)``."""
-    L = shape[-1]
+    L = shape[-1] // block
     if valid is None:
-        available = torch.arange(L, device=device)
+        available = block * torch.arange(L, device=device)
     else:
-        available = count_from_last_reader(causal_last_reader(valid))
+        available = block * count_from_last_reader(causal_last_reader(valid))
     if value is None:
         return available
     if isinstance(value, int) and not isinstance(value, bool):

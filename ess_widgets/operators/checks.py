@@ -8,7 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_tensor", "broadcast_valid", "check_finite_causal", "leading_index", "require_float"]
+__all__ = [
+    "as_tensor",
+    "broadcast_valid",
+    "check_block",
+    "check_finite_causal",
+    "drop_padding",
+    "leading_index",
+    "require_float",
+]
 
 # How far above the diagonal rounding may reach, in units of eps * max|T|.
 _CAUSAL_SLACK = 8.0
@@ -53,10 +61,22 @@ def require_float(value: Tensor, name: str) -> Tensor:
     return value.to(torch.float32)
 
 
-def check_finite_causal(T: Tensor, name: str = "T") -> Tensor:
+def check_block(block: Any, size: int, name: str = "T") -> int:
+    """Rows of ``T`` per position: a positive integer that divides their number."""
+    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+        raise ValueError(f"block must be a positive integer, but is {block!r}.")
+    if size % block:
+        raise ValueError(
+            f"{name} has {size} rows, which are no whole number of positions of block={block} rows each."
+        )
+    return block
+
+
+def check_finite_causal(T: Tensor, name: str = "T", block: int = 1) -> Tensor:
     """Refuse NaN, infinities and entries above the diagonal; return ``T`` exactly lower triangular.
 
     An entry above the diagonal counts as rounding up to 8 eps times the largest magnitude in its own matrix.
+    With ``block`` rows per position the diagonal consists of blocks, and these may be full.
     """
     if not bool(torch.isfinite(T).all()):
         bad = ~torch.isfinite(T)
@@ -65,7 +85,7 @@ def check_finite_causal(T: Tensor, name: str = "T") -> Tensor:
             f"{name} is not finite: {int(bad.sum())} of {T.numel()} entries are NaN or infinite, the first "
             f"is {name}{list(where)} = {T[where].item()}. Check the inputs and the scale it was made from."
         )
-    above = T.triu(1)
+    above = T.triu(1) if block == 1 else T.masked_fill(_allowed(T, block), 0.0)
     if not bool(above.any()):
         return T
     above = above.abs()
@@ -74,12 +94,28 @@ def check_finite_causal(T: Tensor, name: str = "T") -> Tensor:
     worst = np.unravel_index(int(excess.argmax()), T.shape)
     if excess[worst] > 0:
         where = tuple(int(i) for i in worst)
+        row, column = where[-2] // block, where[-1] // block
+        blocks = "" if block == 1 else f" block by block (block={block})"
         raise ValueError(
-            f"{name} is not causal: {name}{list(where)} = {T[where].item():.6g} lets output {where[-2]} read "
-            f"the later input {where[-1]}. Effective state-size needs a lower triangular operator, with rows "
-            "for outputs: apply the causal mask, or transpose if rows are inputs."
+            f"{name} is not causal: {name}{list(where)} = {T[where].item():.6g} lets output {row} read "
+            f"the later input {column}. Effective state-size needs a lower triangular operator{blocks}, with "
+            "rows for outputs: apply the causal mask, or transpose if rows are inputs."
         )
-    return T.tril()
+    return T.tril() if block == 1 else T.masked_fill(~_allowed(T, block), 0.0)
+
+
+def _allowed(T: Tensor, block: int) -> Tensor:
+    """Where a block lower triangular matrix may have entries."""
+    position = torch.arange(T.shape[-1], device=T.device) // block
+    return position.unsqueeze(-1) >= position
+
+
+def drop_padding(T: Tensor, valid: Tensor | None, block: int = 1) -> Tensor:
+    """``T`` with the rows and columns of padding set to zero; ``valid`` has one flag per position."""
+    if valid is None:
+        return T
+    own = valid if block == 1 else valid.repeat_interleave(block, dim=-1)
+    return T.masked_fill(~(own.unsqueeze(-1) & own.unsqueeze(-2)), 0.0)
 
 
 def broadcast_valid(valid: Any, shape: torch.Size, device: torch.device) -> Tensor | None:
