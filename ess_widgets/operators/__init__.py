@@ -10,13 +10,20 @@ from ess_widgets.operators.convolution import (
 )
 from ess_widgets.operators.deferred import Deferred
 from ess_widgets.operators.dense import Dense
+from ess_widgets.operators.recurrence import Recurrence
+from ess_widgets.operators.transitions import DenseTransition, Diagonal, DiagonalPlusLowRank, Transition
 
 __all__ = [
     "Convolution",
     "Deferred",
     "Dense",
+    "DenseTransition",
+    "Diagonal",
+    "DiagonalPlusLowRank",
     "Operator",
+    "Recurrence",
     "SoftmaxAttention",
+    "Transition",
     "gated_convolution",
     "long_convolution",
     "short_convolution",
