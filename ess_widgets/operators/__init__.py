@@ -2,6 +2,7 @@
 
 from ess_widgets.operators.attention import SoftmaxAttention, softmax_attention
 from ess_widgets.operators.base import Operator
+from ess_widgets.operators.contribution import contribution_weights
 from ess_widgets.operators.convolution import (
     Convolution,
     gated_convolution,
@@ -46,6 +47,7 @@ __all__ = [
     "Recurrence",
     "SoftmaxAttention",
     "Transition",
+    "contribution_weights",
     "delta_product",
     "delta_rule",
     "gated_convolution",
