@@ -83,8 +83,7 @@ class Inputs:
         """``exp(g)``, ``(..., L, d_k)`` or ``(..., L, 1)``; a log-decay of ``-inf`` is a full reset."""
         value = self._take(g, name, self.L, self.d) if features else self._take(g, name, self.L)
         check_range(value, name, -torch.inf, 0.0, _LOG_DECAY)
-        alpha: Tensor = value.exp()
-        return alpha if features else alpha[..., None]
+        return value.exp() if features else value.exp()[..., None]
 
     def _finite(self, value: Any, name: str, *sizes: int) -> Tensor:
         tensor = self._take(value, name, *sizes)
@@ -93,23 +92,23 @@ class Inputs:
 
     def _take(self, value: Any, name: str, *sizes: int) -> Tensor:
         """Check the shape ``(..., *sizes)``, share among heads, cast up, silence padding."""
-        value = floating(value, name)
-        if value.device != self.device:
-            raise ValueError(f"{name} is on {value.device} and the rest on {self.device}; use one device.")
+        x = floating(value, name)
+        if x.device != self.device:
+            raise ValueError(f"{name} is on {x.device} and the rest on {self.device}; use one device.")
         inner = len(sizes)
-        if tuple(value.shape[max(0, value.ndim - inner) :]) != sizes:
+        if tuple(x.shape[max(0, x.ndim - inner) :]) != sizes:
             wanted = ", ".join(["...", *map(str, sizes)])
             raise ValueError(
-                f"{name} must have the shape ({wanted}) {self._fits}, but its shape is {tuple(value.shape)}."
+                f"{name} must have the shape ({wanted}) {self._fits}, but its shape is {tuple(x.shape)}."
             )
-        value = expand_heads(value, self._heads, inner)
-        self._widen(value.shape[: value.ndim - inner], name)
-        value = cast_up(value)
+        x = expand_heads(x, self._heads, inner)
+        self._widen(x.shape[: x.ndim - inner], name)
+        x = cast_up(x)
         if self.valid is None or not inner:
-            return value
+            return x
         steps = sizes[0] // self.L
         own = self.valid if steps == 1 else self.valid.repeat_interleave(steps, dim=-1)
-        return silence(value, own, inner=inner - 1)
+        return silence(x, own, inner=inner - 1)
 
     def _widen(self, lead: torch.Size, name: str) -> None:
         try:

@@ -139,7 +139,8 @@ def generalised_delta_rule(
     """Any diagonal plus rank-one transition, with an input key of its own (DPLR; IPLR without ``g``).
 
     ``s_t = (Diag(exp(g_t)) + b_t a_tᵀ) s_{t-1} + k_t u_t``, ``y_t = scale · q_tᵀ s_t``: ``a`` reads the
-    state as it was *before* the decay.
+    state as it was *before* the decay. Comba is of this form (``a = exp(g) p``, ``b = -β k``, input key
+    ``β k``), and so is Gated DeltaNet-2 with erase gates ``e`` (``a = exp(g) ⊙ e ⊙ k``, ``b = -k``).
 
     Parameters
     ----------

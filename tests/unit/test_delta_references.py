@@ -128,6 +128,23 @@ def test_generalised_delta_rule() -> None:
         check(generalised_delta_rule(x.q, key, a, b), x.v, y)
 
 
+def test_comba() -> None:
+    x = Heads(12)
+    p, alpha, beta = F.normalize(x.normal(L, D), dim=-1), x.g.exp()[..., None], x.beta[..., None]
+    arg = dict(zip(("q", "k", "v", "p", "beta", "g"), time_first(x.q, x.k, x.v, p, x.beta, x.g), strict=True))
+    y, _ = fla("comba.naive", "naive_recurrent_comba")(**arg)
+    op = generalised_delta_rule(x.q, beta * x.k, alpha * p, -beta * x.k, x.g[..., None].expand_as(x.k))
+    check(op, x.v, heads_first(y))
+
+
+def test_gated_deltanet_2() -> None:
+    x = Heads(13)
+    e, w = x.normal(L, D).sigmoid(), x.normal(L, V).sigmoid()
+    y, _ = fla("gdn2.naive", "naive_recurrent_gdn2")(*time_first(x.q, x.k, x.v, x.wide_g, e, w))
+    op = generalised_delta_rule(x.q, x.k, x.wide_g.exp() * e * x.k, -x.k, x.wide_g)
+    check(op, w * x.v, heads_first(y))
+
+
 def test_rwkv7() -> None:
     """Its kernels call the generalised rule with ``a = -κ`` and ``b = κ ⊙ a``; scale 1 in the layer."""
     x = Heads(6)
