@@ -144,6 +144,21 @@ class Transition(ABC):
     def transposed(self) -> Transition:
         """``A_tᵀ``, without conjugation."""
 
+    @property
+    @abstractmethod
+    def roundings(self) -> int:
+        """How often an entry of ``apply`` is rounded, relative to ``apply_magnitude``, at most."""
+
+    def adjoint(self) -> Transition:
+        """``A_tᴴ``: transposed and conjugated."""
+        transposed = self.transposed()
+        return transposed._each(lambda part, _: part.conj()) if self.is_complex else transposed
+
+    def join(self, other: Transition) -> Self:
+        """Both, one after the other along the first leading dimension; ``other`` is of the same kind."""
+        parts = iter(other.parts)
+        return self._each(lambda part, _: torch.cat([part, next(parts)]))
+
     @abstractmethod
     def after(self, first: Transition | None, n: int) -> Transition:
         """The product ``A_t first_t``, with ``first`` of the kind that this method returns."""
@@ -196,6 +211,10 @@ class Diagonal(Transition):
     def apply_magnitude(self, x: Tensor) -> Tensor:
         return self.parts[0].abs() * x
 
+    @property
+    def roundings(self) -> int:
+        return 4 if self.is_complex else 1
+
     def transposed(self) -> Diagonal:
         return self
 
@@ -243,6 +262,10 @@ class DenseTransition(Transition):
 
     def apply_magnitude(self, x: Tensor) -> Tensor:
         return (self.parts[0].abs() @ x.unsqueeze(-1)).squeeze(-1)
+
+    @property
+    def roundings(self) -> int:
+        return (4 if self.is_complex else 1) * self.order
 
     def transposed(self) -> DenseTransition:
         return self._each(lambda A, _: A.mT)
@@ -308,6 +331,10 @@ class DiagonalPlusLowRank(Transition):
     def apply_magnitude(self, x: Tensor) -> Tensor:
         d, U, V = (part.abs() for part in self.parts)
         return d * x + (U @ (V.mT @ x.unsqueeze(-1))).squeeze(-1)
+
+    @property
+    def roundings(self) -> int:
+        return (4 if self.is_complex else 1) * (self.order + self.parts[1].shape[-1] + 2)
 
     def transposed(self) -> DiagonalPlusLowRank:
         new = self._each(lambda part, _: part)
