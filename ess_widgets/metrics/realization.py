@@ -24,7 +24,7 @@ __all__ = ["Factors", "factors", "spectra"]
 # Bytes that each kind of temporary may take.
 _BYTES = {"cpu": 2**25, "cuda": 2**29}
 _LEAST = 2**20
-Result = TypeVar("Result")
+Result = TypeVar("Result", Factors, tuple[Tensor, Tensor])
 
 
 @torch.no_grad()
@@ -159,7 +159,9 @@ def _parts(
             columns = torch.isin(where, chunks).nonzero().squeeze(-1)
             local = torch.searchsorted(chunks, where[columns]) * size + at[columns] % size
             found = sweeps.factors(chunks)
-            yield rows, columns, Factors(*(x[:, local] for x in (found.reach, found.observe, found.bound)))
+            if len(local) < len(chunks) * size or bool((local.diff() != 1).any()):
+                found = Factors(found.reach[:, local], found.observe[:, local], found.bound[:, local])
+            yield rows, columns, found
 
 
 def _sweeps(op: Recurrence, rows: slice) -> Sweeps:
@@ -177,9 +179,11 @@ def _singular_values(part: Factors) -> tuple[Tensor, Tensor]:
     core = part.observe.mT @ part.reach
     norms = [torch.linalg.vector_norm(X, dim=-1) for X in (part.observe, part.reach)]
     bound = part.bound + 3 * n * eps * (norms[0] * norms[1]).sum(-1)
-    # LAPACK takes no NaN; where something overflowed nothing is known.
-    known = torch.isfinite(core).all(-1).all(-1) & torch.isfinite(bound)
-    values = torch.linalg.svdvals(core.where(known[..., None, None], 0.0))
+    # LAPACK takes no NaN; where something overflowed nothing is known. Finite norms make a finite core.
+    known = torch.isfinite(bound)
+    if not bool(known.all()):
+        core = core.where(known[..., None, None], 0.0)
+    values = torch.linalg.svdvals(core)
     return values, bound.where(known, torch.inf)
 
 
@@ -212,8 +216,8 @@ def _try(compute: Callable[[Recurrence, int], Result], op: Recurrence, room: int
         return None
 
 
-def _moved(result: Any, device: torch.device) -> Any:
+def _moved(result: Result, device: torch.device) -> Result:
     move = partial(torch.Tensor.to, device=device, dtype=working_dtype(device))
-    if isinstance(result, Factors):
-        return Factors(move(result.reach), move(result.observe), move(result.bound))
-    return tuple(move(part) for part in result)
+    parts = (result.reach, result.observe, result.bound) if isinstance(result, Factors) else result
+    moved = [move(part) for part in parts]
+    return Factors(*moved) if isinstance(result, Factors) else (moved[0], moved[1])

@@ -37,18 +37,18 @@ def direct(D: Any, block: int | None) -> Tensor | None:
     """``D`` as ``(..., L, d, d)``."""
     if D is None:
         return None
-    D = parameter(D, "D")
-    if D.is_complex():
+    part = parameter(D, "D")
+    if part.is_complex():
         raise ValueError("D must be real: it is added to the real part of what is read from the state.")
     if block is None:
-        if D.ndim < 1:
+        if part.ndim < 1:
             raise ValueError("D must be (..., L), but is a single number; use D.expand(L) or D[None].")
-        return D.unsqueeze(-1).unsqueeze(-1)
-    if D.ndim < 3 or D.shape[-2:] != (block, block):
+        return part.unsqueeze(-1).unsqueeze(-1)
+    if part.ndim < 3 or part.shape[-2:] != (block, block):
         raise ValueError(
-            f"D must be (..., L, {block}, {block}) as block={block} says, but its shape is {tuple(D.shape)}."
+            f"D must be (..., L, {block}, {block}) as block={block} says, but its shape is {tuple(part.shape)}."
         )
-    return D
+    return part
 
 
 def transition(A: Any, leading: int, n: int) -> Transition:
