@@ -1,0 +1,33 @@
+"""Independent pieces of work on as many threads as torch may use, with single-threaded linear algebra in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from ess_widgets.metrics._svd import one_thread
+
+__all__ = ["in_parallel"]
+
+Result = TypeVar("Result")
+
+
+def in_parallel(pieces: Sequence[Callable[[], Result]], device: torch.device) -> list[Result]:
+    """Call all ``pieces``, in order where there is one thread or a GPU; their results in order.
+
+    torch releases the interpreter's lock in each operation. Pieces that share nothing run side by side without the waiting
+    for one another that threads inside one small factorisation cost, also on a machine that is busy.
+    """
+
+    def call(piece: Callable[[], Result]) -> Result:
+        with one_thread(device):
+            return piece()
+
+    workers = min(len(pieces), torch.get_num_threads())
+    if workers <= 1 or device.type != "cpu":
+        return [call(piece) for piece in pieces]
+    with ThreadPoolExecutor(workers, thread_name_prefix="ess_widgets") as pool:
+        return list(pool.map(call, pieces))

@@ -1,0 +1,111 @@
+"""Tolerance-ESS of dense operators at every position: exact counts, certified at both edges of a narrow band."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ess_widgets.metrics._pool import in_parallel
+from ess_widgets.metrics._svd import singular_values
+from ess_widgets.metrics.delayed import count_delayed
+from ess_widgets.metrics.elimination import count
+
+__all__ = ["TIE", "tolerance"]
+
+# Half the width of the band around the threshold at whose edges counts are compared, where rounding allows.
+TIE = 1e-6
+_EPS = torch.finfo(torch.float64).eps
+# The band against the rounding that the first level of the elimination is known to make; the others add to it.
+_MARGIN = 8.0
+# Wider bands hold so many singular values that comparing their edges settles little.
+_WIDEST = 1e-2
+# Decompositions of single blocks that cost as much as the elimination with delayed pivots: N over this.
+_FEW = 32
+# Matrix entries per piece of parallel work.
+_ENTRIES = 2**19
+
+
+def tolerance(T: Tensor, tau: Tensor, at: list[int]) -> tuple[Tensor, Tensor]:
+    """Count ``#{σ(H_p) > τ}`` for ``H_p = T[p:, :p]``.
+
+    Counts are taken at ``τ (1 - δ)`` and ``τ (1 + δ)``. Where both agree, and rounding cannot have moved either across
+    ``τ``, the count is certain. The few others are settled by a singular value decomposition, the many,
+    as in a matrix full of ties, by elimination with delayed pivots.
+
+    Parameters
+    ----------
+    T : Tensor, ``(B, N, N)``, float64
+        Only blocks ``T[p:, :p]`` enter.
+    tau : Tensor, ``(B,)``, float64
+        Thresholds, positive.
+    at : list of int
+        Splits, each in ``0 .. N``.
+
+    Returns
+    -------
+    counts : int64 Tensor, ``(B, P)``
+    band : float64 Tensor, ``(B, P)``
+        Singular values between ``τ (1 - band)`` and ``τ (1 + band)`` may be counted either way, as in any
+        computation in float64; zero where the count is certain.
+
+    Examples
+    --------
+    >>> T = torch.eye(6, dtype=torch.float64).roll(2, 0).tril()[None]
+    >>> tolerance(T, torch.tensor([0.5], dtype=torch.float64), [0, 1, 2, 3, 4, 5])[0]
+    tensor([[0, 1, 2, 2, 2, 1]])
+    """
+    size = T.tril(-1).square().sum(dim=(-2, -1)) / tau.square()
+    half = (_MARGIN * _EPS * size).clamp(min=TIE, max=_WIDEST)
+    counts, error, doubtful = _both_edges(T, tau, half, at)
+    again = (doubtful & (error > half[:, None] / 2) & (error < _WIDEST / 4)).any(dim=1)
+    if bool(again.any()):
+        # Rounding grew beyond the band somewhere: a wider one may hold it, and still no singular value.
+        rows = again.nonzero().flatten()
+        columns = doubtful[rows].any(dim=0).nonzero().flatten()
+        here = rows[:, None], columns
+        wide = torch.where(error[here] < _WIDEST / 4, 4 * error[here], TIE).amax(dim=1)
+        found, _, open_ = _both_edges(T[rows], tau[rows], wide, [at[c] for c in columns.tolist()])
+        settled = doubtful[here] & ~open_
+        counts[here] = torch.where(settled, found, counts[here])
+        doubtful[here] &= open_
+    band = torch.zeros_like(error)
+    some = doubtful.any(dim=1).nonzero().flatten().tolist()
+    results = in_parallel(
+        [lambda b=b: _settle(T[b], float(tau[b]), at, doubtful[b].nonzero().flatten().tolist()) for b in some],
+        T.device,
+    )
+    for b, (found, width) in zip(some, results, strict=True):
+        counts[b, doubtful[b]] = found.to(T.device)
+        band[b, doubtful[b]] = width.to(T.device)
+    return counts, band
+
+
+def _both_edges(T: Tensor, tau: Tensor, half: Tensor, at: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, the rounding in them, and where it or a singular value may lie between the edges ``τ (1 ± half)``."""
+    B, N = T.shape[:2]
+    edges = torch.stack([tau * (1.0 - half), tau * (1.0 + half)])
+    each = max(1, _ENTRIES // N**2)
+    parts = [slice(start, start + each) for start in range(0, B, each)]
+    if len(parts) == 1:
+        # One small batch or one matrix: the two edges are the independent pieces.
+        runs = in_parallel([lambda e=e: count(T, edges[e : e + 1], at) for e in (0, 1)], T.device)
+        counts, errors = (torch.cat(some) for some in zip(*runs, strict=True))
+    else:
+        runs = in_parallel([lambda p=p: count(T[p], edges[:, p], at) for p in parts], T.device)
+        counts, errors = (torch.cat(some, dim=1) for some in zip(*runs, strict=True))
+    error = errors.amax(dim=0)
+    return counts[0], error, (counts[0] != counts[1]) | ~(error <= half[:, None] / 2)
+
+
+def _settle(T: Tensor, tau: float, at: list[int], doubtful: list[int]) -> tuple[Tensor, Tensor]:
+    """Counts and bands of the splits ``at[d]`` of one matrix."""
+    N = len(T)
+    splits = [at[d] for d in doubtful]
+    if len(splits) > max(4, N // _FEW):
+        return count_delayed(T, tau, splits)
+    counts, bands = [], []
+    for p in splits:
+        sigma = singular_values(T[None, p:, :p])[0]
+        counts.append((sigma > tau).sum())
+        bands.append(_EPS * N * sigma.max() / tau)
+    return torch.stack(counts), torch.stack(bands)
