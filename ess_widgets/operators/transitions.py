@@ -122,11 +122,11 @@ class Transition(ABC):
         """``count`` more positions at the end, which forget everything."""
 
         def pad(part: Tensor, tail: int) -> Tensor:
-            if part.shape[-tail - 1] == 1 and self.length == 1:
+            if part.shape[-tail - 1] == 1:
                 return part
             return torch.nn.functional.pad(part, (0, 0) * tail + (0, count))
 
-        return self.at(slice(None))._each(pad) if count else self
+        return self._each(pad) if count else self
 
     @abstractmethod
     def _identity(self) -> tuple[Tensor, ...]:
