@@ -117,9 +117,13 @@ def _spectra(op: Recurrence, wanted: list[int], chunk: int | None, room: int) ->
     K = max(ranks, default=0)
     sigma = torch.zeros(lead.numel(), len(wanted), K, dtype=torch.float64, device=op.device)
     bound = sigma.new_zeros(lead.numel(), len(wanted))
-    for rows, columns, part in _parts(op, wanted, chunk, room):
-        values, bound[rows, columns] = _singular_values(part)
-        sigma[rows, columns] = values[..., :K]
+    for rows, columns, part, scales in _parts(op, wanted, chunk, room):
+        values, error = _singular_values(part)
+        # Half of it twice: as a whole it may leave the range of floats.
+        half = (scales[0] + scales[1]) // 2
+        for scale in map(_two_to, (half, scales[0] + scales[1] - half)):
+            values, error = values * scale.view(-1, 1, 1), error * scale.view(-1, 1)
+        sigma[rows, columns], bound[rows, columns] = values[..., :K], error
     beyond = torch.arange(K, device=op.device) >= torch.tensor(ranks, device=op.device).unsqueeze(-1)
     sigma.masked_fill_(beyond, 0.0)
     return sigma.reshape(*lead, len(wanted), K), bound.reshape(*lead, len(wanted))
@@ -129,9 +133,11 @@ def _factors(op: Recurrence, wanted: list[int], chunk: int | None, room: int) ->
     lead, n = op.shape[:-2], _state(op)
     reach = torch.zeros(lead.numel(), len(wanted), n, n, dtype=torch.float64, device=op.device)
     observe, bound = torch.zeros_like(reach), reach.new_zeros(lead.numel(), len(wanted))
-    for rows, columns, part in _parts(op, wanted, chunk, room):
-        reach[rows, columns], observe[rows, columns] = part.reach, part.observe
-        bound[rows, columns] = part.bound
+    for rows, columns, part, scales in _parts(op, wanted, chunk, room):
+        B_scale, C_scale = (_two_to(scale) for scale in scales)
+        reach[rows, columns] = part.reach * B_scale.view(-1, 1, 1, 1)
+        observe[rows, columns] = part.observe * C_scale.view(-1, 1, 1, 1)
+        bound[rows, columns] = part.bound * B_scale.view(-1, 1) * C_scale.view(-1, 1)
     shape = (*lead, len(wanted))
     return Factors(reach.reshape(*shape, n, n), observe.reshape(*shape, n, n), bound.reshape(shape))
 
@@ -142,8 +148,9 @@ def _state(op: Recurrence) -> int:
 
 def _parts(
     op: Recurrence, wanted: list[int], chunk: int | None, room: int
-) -> Iterator[tuple[slice, Tensor, Factors]]:
-    """Factors of some leading entries at some of the positions: which entries, which positions, what."""
+) -> Iterator[tuple[slice, Tensor, Factors, Tensor]]:
+    """Factors of some leading entries at some of the positions: which entries, which positions, what, and the
+    exponents of two, ``(2, b)``, by which ``reach`` and ``observe`` are too small."""
     lead, L, n = op.shape[:-2], op.length, _state(op)
     count, size = lead.numel(), chunk_size(L, op.block, n)
     # Per leading entry: what the first pass keeps, and what the second makes of one chunk.
@@ -154,23 +161,33 @@ def _parts(
     needed = torch.unique(where)
     for start in range(0, count, at_once):
         rows = slice(start, min(start + at_once, count))
-        sweeps = _sweeps(op, rows)
+        sweeps, scales = _sweeps(op, rows)
         for chunks in needed.split(max(1, room // (made * (rows.stop - rows.start)))):
             columns = torch.isin(where, chunks).nonzero().squeeze(-1)
             local = torch.searchsorted(chunks, where[columns]) * size + at[columns] % size
             found = sweeps.factors(chunks)
             if len(local) < len(chunks) * size or bool((local.diff() != 1).any()):
                 found = Factors(found.reach[:, local], found.observe[:, local], found.bound[:, local])
-            yield rows, columns, found
+            yield rows, columns, found, scales
 
 
-def _sweeps(op: Recurrence, rows: slice) -> Sweeps:
+def _sweeps(op: Recurrence, rows: slice) -> tuple[Sweeps, Tensor]:
+    """The sweeps of some leading entries, and exponents of two by which each one's factors are too small."""
     lead = op.shape[:-2]
     entries = torch.arange(rows.start, rows.stop, device=op.device)
     part = op[torch.unravel_index(entries, lead) if lead else None]
     B, C = (X if op.block > 1 else X.unsqueeze(-2) for X in (part.B, part.C))
     dtype = torch.complex128 if op.is_complex else torch.float64
-    return Sweeps(part.A.to(dtype=dtype), B.to(dtype), C.to(dtype), before=op.read == "before")
+    # Dividing by a power of two rounds nothing, and near 1 squares stay in range.
+    scales = torch.stack([torch.frexp(X.abs().flatten(1).amax(-1).double())[1] for X in (B, C)]).clamp(
+        -1000, 1000
+    )
+    B, C = (X.to(dtype) / _two_to(scale).view(-1, 1, 1, 1) for X, scale in zip((B, C), scales, strict=True))
+    return Sweeps(part.A.to(dtype=dtype), B, C, before=op.read == "before"), scales
+
+
+def _two_to(exponent: Tensor) -> Tensor:
+    return torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
 
 
 def _singular_values(part: Factors) -> tuple[Tensor, Tensor]:
