@@ -1,5 +1,6 @@
 """What the operator ``T`` of a causal sequence mixer ``y = T u`` is."""
 
+from ess_widgets.operators.algebra import Gated, Product, Sum, gate
 from ess_widgets.operators.attention import SoftmaxAttention, softmax_attention
 from ess_widgets.operators.base import Operator
 from ess_widgets.operators.contribution import contribution_weights
@@ -43,13 +44,17 @@ __all__ = [
     "DenseTransition",
     "Diagonal",
     "DiagonalPlusLowRank",
+    "Gated",
     "Operator",
+    "Product",
     "Recurrence",
     "SoftmaxAttention",
+    "Sum",
     "Transition",
     "contribution_weights",
     "delta_product",
     "delta_rule",
+    "gate",
     "gated_convolution",
     "gated_delta_product",
     "gated_delta_rule",

@@ -67,6 +67,40 @@ class Operator(ABC):
     def __getitem__(self, index: Any) -> Operator:
         """Index the leading dimensions; the last two stay."""
 
+    # Numpy numbers on the left leave the product to __rmul__. The algebra is imported late: it knows the operators.
+    __array_ufunc__: ClassVar[None] = None
+
+    def __add__(self, other: Any) -> Operator:
+        """``T_1 + T_2``."""
+        from ess_widgets.operators import algebra
+
+        return algebra.add(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __sub__(self, other: Any) -> Operator:
+        """``T_1 - T_2``."""
+        return self + -other if isinstance(other, Operator) else NotImplemented
+
+    def __matmul__(self, other: Any) -> Operator:
+        """``T_1 T_2``: the other operator is applied first."""
+        from ess_widgets.operators import algebra
+
+        return algebra.multiply(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __mul__(self, factor: Any) -> Operator:
+        """A multiple, by one number; for one number per position see ``ess_widgets.operators.gate``."""
+        from ess_widgets.operators import algebra
+
+        return algebra.scale(self, factor) if algebra.is_factor(factor) else NotImplemented
+
+    def __rmul__(self, factor: Any) -> Operator:
+        """A multiple, by one number."""
+        multiple: Operator = self * factor
+        return multiple
+
+    def __neg__(self) -> Operator:
+        """``-T``."""
+        return self * -1.0
+
     def __repr__(self) -> str:
         padded = ", padded" if self.valid is not None else ""
         dtype = str(self.dtype).removeprefix("torch.")
