@@ -345,6 +345,16 @@ def test_utilisation_is_a_ratio_of_sums() -> None:
     assert utilisation(T, full.numpy(), against="ceiling").tolist() == [[1.0] * 3] * 2
 
 
+def test_the_ceiling_counts_rows_and_utilisation_positions() -> None:
+    op = Dense(torch.ones(2, 12, 12).tril(), block=3, state_size=5)
+    assert ew.ceiling(op).tolist() == [[0, 3, 5, 3]] * 2
+    profile = torch.tensor([0.0, 1.0, 1.0, 1.0]).expand(2, 4)
+    assert utilisation(op, profile).tolist() == pytest.approx([3 / 13] * 2)
+    assert utilisation(op, profile, against="ceiling").tolist() == pytest.approx([3 / 11] * 2)
+    with pytest.raises(ValueError, match=r"all positions, \(..., L\) = \(2, 4\)"):
+        utilisation(op, torch.zeros(2, 12))
+
+
 def test_utilisation_where_nothing_can_be_carried() -> None:
     assert utilisation(torch.ones(1, 1), torch.zeros(1)).item() == 0
     padded = Dense(torch.eye(3), valid=torch.zeros(3, dtype=torch.bool))

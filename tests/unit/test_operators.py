@@ -217,6 +217,80 @@ def test_refused_valid(valid: Any, error: type[Exception], message: str) -> None
         Dense(LOWER, valid=valid)
 
 
+# Several rows per position
+
+
+def full_blocks(L: int, d: int, *lead: int) -> Tensor:
+    """Random, block by block lower triangular, with full blocks on the diagonal."""
+    position = torch.arange(d * L) // d
+    return torch.randn(*lead, d * L, d * L, dtype=torch.float64) * (position[:, None] >= position)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_blocks_on_the_diagonal_may_be_full(d: int) -> None:
+    T = full_blocks(5, d, 2)
+    op = Dense(T, block=d)
+    assert op.matrix() is T
+    assert (op.block, op.length, op.shape) == (d, 5, T.shape)
+    i = torch.arange(5)
+    assert torch.equal(op.state_size, d * i)
+    assert torch.equal(ew.ceiling(op), (d * torch.minimum(i, 5 - i)).expand(2, 5))
+    assert Dense(T, block=d, state_size=4).state_size.tolist() == [min(4, d * n) for n in range(5)]
+    ranks = [torch.linalg.matrix_rank(T[:, d * n :, : d * n]) for n in range(1, 5)]
+    assert torch.equal(torch.stack(ranks, dim=-1), ew.ceiling(op)[:, 1:])
+    part = op[1]
+    assert (part.block, part.length) == (d, 5)
+    assert torch.equal(part.to("cpu").matrix(), T[1])
+
+
+def test_padding_is_counted_in_positions() -> None:
+    T = full_blocks(4, 2, 2)
+    valid = torch.tensor([[True, True, False, True], [True, True, True, True]])
+    op = Dense(T, block=2, valid=valid)
+    assert op.valid is not None
+    assert op.valid.shape == (2, 4)
+    assert op.state_size.tolist() == [[0, 2, 4, 4], [0, 2, 4, 6]]
+    assert ew.ceiling(op).tolist() == [[0, 2, 2, 2], [0, 2, 4, 2]]
+    rows = valid.repeat_interleave(2, dim=-1)
+    assert torch.equal(op.matrix(), T * rows[:, :, None] * rows[:, None, :])
+    assert op[0].valid is not None and op[0].valid.tolist() == valid[0].tolist()
+    assert torch.equal(Dense(T, block=2, state_size=torch.arange(4)).state_size, torch.arange(4))
+
+
+def test_an_entry_above_the_blocks_is_named_by_positions() -> None:
+    T = full_blocks(3, 2)
+    T[1, 4] = 0.5
+    with pytest.raises(
+        ValueError,
+        match=re.escape("T[1, 4] = 0.5 lets output 0 read the later input 2") + ".*" + re.escape("(block=2)"),
+    ):
+        Dense(T, block=2)
+    T[1, 4] = 1e-17
+    assert Dense(T, block=2).matrix()[1, 4] == 0
+    with pytest.raises(ValueError, match="not causal"):
+        Dense(full_blocks(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"block": 3},
+            ValueError,
+            "T has 4 rows, which are no whole number of positions of block=3 rows each",
+        ),
+        ({"block": 0}, ValueError, "block must be a positive integer, but is 0"),
+        ({"block": 2.0}, ValueError, "block must be a positive integer, but is 2.0"),
+        ({"block": True}, ValueError, "block must be a positive integer, but is True"),
+        ({"block": 2, "valid": torch.ones(4, dtype=torch.bool)}, ValueError, "to (..., L) = (2,)"),
+        ({"block": 2, "state_size": torch.arange(4)}, ValueError, "fits neither (L,) nor (..., L) = (2,)"),
+    ],
+)
+def test_refused_blocks(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        Dense(LOWER, **options)
+
+
 # Indexing, for both classes
 
 
