@@ -43,7 +43,7 @@ def count_delayed(T: Tensor, tau: float, at: list[int]) -> tuple[Tensor, Tensor]
     Parameters
     ----------
     T : Tensor, ``(N, N)``, float64
-        Only what is strictly below the diagonal enters.
+        Finite. Only the blocks ``T[p:, :p]`` enter.
     tau : float
         The threshold, positive.
     at : list of int
@@ -66,7 +66,7 @@ def count_delayed(T: Tensor, tau: float, at: list[int]) -> tuple[Tensor, Tensor]
     N = T.shape[-1]
     counts = torch.zeros(N + 1, dtype=torch.int64)
     errors = torch.zeros(N + 1, dtype=torch.float64)
-    X = T.tril(-1) / tau
+    X = T / tau
     inner = {p for p in at if 0 < p < N}
     identity = torch.eye(N, dtype=T.dtype, device=T.device)
     whole = torch.cat([torch.cat([identity, X], dim=-1), torch.cat([X.mT, identity], dim=-1)])

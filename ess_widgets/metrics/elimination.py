@@ -63,7 +63,7 @@ def count(T: Tensor, tau: Tensor, at: list[int]) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     T : Tensor, ``(B, N, N)``, float64
-        Only what is strictly below the diagonal enters.
+        Finite. Only the blocks ``T[p:, :p]`` enter.
     tau : Tensor, ``(E, B)``, float64
         Thresholds, positive.
     at : list of int
@@ -158,7 +158,8 @@ class _Tree:
         """Start from the whole. Nothing is factored: the first pivots are the identity."""
         N, n = T.shape[-1], run.numel()
         scale = 1.0 / tau[..., None, None]
-        X = torch.nn.functional.pad(T.tril(-1), (0, self.size - N, 0, self.size - N))
+        # What is on and above the diagonal is carried along, and lies outside every block that is used.
+        X = T if N == self.size else torch.nn.functional.pad(T, (0, self.size - N, 0, self.size - N))
         small = self.size == self._leaf
         m = self.size if small else self.size // 2
         identity = torch.eye(m, dtype=T.dtype, device=T.device).expand(n, m, m)

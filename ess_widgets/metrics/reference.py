@@ -17,7 +17,16 @@ from ess_widgets.metrics._svd import materialise, one_thread, singular_values, w
 from ess_widgets.operators import Dense, Operator
 from ess_widgets.operators.checks import as_tensor, check_finite_causal, require_float
 
-__all__ = ["ess", "from_spectrum", "spectra", "spectrum", "vectors"]
+__all__ = [
+    "checked_matrix",
+    "ess",
+    "from_spectrum",
+    "parts",
+    "spectra",
+    "spectrum",
+    "vectors",
+    "width",
+]
 
 # Seconds of work after which ``spectra`` hands out what it has, so that its caller can stop.
 _PAUSE = 0.03
@@ -41,8 +50,8 @@ def spectra(op: Any, positions: Any = None, *, chunk: int | None = None) -> Iter
     ------
     positions : int64 Tensor, ``(p,)``, on the CPU
     sigma : Tensor, ``(..., p, K)``
-        Descending, padded with zeros to ``K``, the largest ``min(i, L - i)`` of all positions asked for.
-        float64 (float32 on MPS), on the operator's device.
+        Descending, padded with zeros to ``K``, the largest ``d * min(i, L - i)`` of all positions asked for, with
+        ``d`` rows per position (``op.block``). float64 (float32 on MPS), on the operator's device.
 
     Raises
     ------
@@ -58,24 +67,24 @@ def spectra(op: Any, positions: Any = None, *, chunk: int | None = None) -> Iter
     [3] (1, 2)
     """
     op = as_operator(op)
-    wanted = position_list(positions, op.shape[-1])
+    wanted = position_list(positions, op.length)
     check_chunk(chunk)
-    return _steps(_checked_matrix(op), wanted, chunk, op.device)
+    return _steps(checked_matrix(op), wanted, chunk, op)
 
 
 def _steps(
-    T: Tensor, wanted: list[int], chunk: int | None, device: torch.device
+    T: Tensor, wanted: list[int], chunk: int | None, op: Operator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    lead, L = T.shape[:-2], T.shape[-1]
-    K = _width(wanted, L)
-    flat = T.reshape(-1, L, L)
+    lead, d, device = T.shape[:-2], op.block, op.device
+    K = width(wanted, op)
+    flat = T.reshape(-1, *T.shape[-2:])
     start = 0
     while start < len(wanted):
         rows: list[Tensor] = []
         began = time.monotonic()
         with one_thread(T.device):
             for i in wanted[start : start + chunk if chunk else None]:
-                sigma = singular_values(flat[:, i:, :i])
+                sigma = singular_values(flat[:, d * i :, : d * i])
                 rows.append(torch.nn.functional.pad(sigma, (0, K - sigma.shape[-1])))
                 if chunk is None and time.monotonic() - began > _PAUSE:
                     break
@@ -85,21 +94,23 @@ def _steps(
         start = stop
 
 
-def _width(wanted: list[int], L: int) -> int:
-    return max((min(i, L - i) for i in wanted), default=0)
+def width(wanted: list[int], op: Operator) -> int:
+    """The most singular values that the shape of any of these ``H_i`` allows."""
+    return op.block * max((min(i, op.length - i) for i in wanted), default=0)
 
 
-def _checked_matrix(op: Operator) -> Tensor:
+def checked_matrix(op: Operator) -> Tensor:
+    """``op.matrix()``, detached; refused where it is not finite or not causal."""
     T = materialise(op)
     # Dense has been checked when it was made.
-    return T if isinstance(op, Dense) else check_finite_causal(T)
+    return T if isinstance(op, Dense) else check_finite_causal(T, block=op.block)
 
 
-def _parts(op: Operator) -> Iterator[tuple[slice, Operator]]:
-    """Parts that fit in memory, with the flattened leading entries they cover."""
-    lead, L = op.shape[:-2], op.shape[-1]
+def parts(op: Operator, entries: int | None = None) -> Iterator[tuple[slice, Operator]]:
+    """Parts of at most so many entries of ``T`` where it can be split, with the flattened leading entries they cover."""
+    lead = op.shape[:-2]
     count = lead.numel()
-    size = max(1, _ENTRIES // L**2)
+    size = max(1, (entries or _ENTRIES) // op.shape[-1] ** 2)
     if not op.splittable or count <= size:
         yield slice(0, count), op
         return
@@ -120,8 +131,8 @@ def spectrum(op: Any, positions: Any = None) -> Tensor:
     Returns
     -------
     Tensor, ``(..., P, K)``
-        Descending, padded with zeros to ``K``, the largest ``min(i, L - i)`` of the positions asked for
-        (``L // 2`` for all). float64 (float32 on MPS), on the operator's device.
+        Descending, padded with zeros to ``K``, the largest ``d * min(i, L - i)`` of the positions asked for
+        (``d * (L // 2)`` for all). float64 (float32 on MPS), on the operator's device.
 
     Raises
     ------
@@ -139,10 +150,10 @@ def spectrum(op: Any, positions: Any = None) -> Tensor:
     tensor([1.7321, 2.0000], dtype=torch.float64)
     """
     op = as_operator(op)
-    wanted = position_list(positions, op.shape[-1])
-    lead, K = op.shape[:-2], _width(wanted, op.shape[-1])
+    wanted = position_list(positions, op.length)
+    lead, K = op.shape[:-2], width(wanted, op)
     out = torch.empty(lead.numel(), len(wanted), K, dtype=working_dtype(op.device), device=op.device)
-    for rows, part in _parts(op):
+    for rows, part in parts(op):
         done = 0
         for at, sigma in spectra(part, wanted):
             out[rows, done : done + len(at)] = sigma.reshape(rows.stop - rows.start, len(at), K)
@@ -196,10 +207,10 @@ def ess(
     check_kind(kind)
     tol = check_tol(tol)
     op = as_operator(op)
-    wanted = position_list(positions, op.shape[-1])
+    wanted = position_list(positions, op.length)
     lead = op.shape[:-2]
     out = torch.empty(lead.numel(), len(wanted), dtype=working_dtype(op.device), device=op.device)
-    for rows, part in _parts(op):
+    for rows, part in parts(op):
         done = 0
         for at, sigma in spectra(part, wanted):
             out[rows, done : done + len(at)] = from_spectrum(sigma, kind, tol, relative).reshape(-1, len(at))
@@ -261,11 +272,11 @@ def vectors(op: Any, position: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns
     -------
-    U : Tensor, ``(..., L - i, K)``
+    U : Tensor, ``(..., d * (L - i), K)``
         Left singular vectors: column ``k`` says on which outputs, from ``i`` on, direction ``k`` shows.
     sigma : Tensor, ``(..., K)``
-        Singular values, descending, ``K = min(i, L - i)``.
-    Vh : Tensor, ``(..., K, i)``
+        Singular values, descending, ``K = d * min(i, L - i)``.
+    Vh : Tensor, ``(..., K, d * i)``
         Right singular vectors: row ``k`` says which past inputs, weighted how, direction ``k`` is made of.
         Signs are such that its largest weight is positive. All three in float64 (float32 on MPS).
 
@@ -277,8 +288,9 @@ def vectors(op: Any, position: int) -> tuple[Tensor, Tensor, Tensor]:
     tensor([0.7071, 0.7071], dtype=torch.float64)
     """
     op = as_operator(op)
-    (i,) = position_list([position], op.shape[-1])
-    H = _checked_matrix(op)[..., i:, :i]
+    d = op.block
+    (i,) = position_list([position], op.length)
+    H = checked_matrix(op)[..., d * i :, : d * i]
     H = H.to(working_dtype(H.device))
     with one_thread(H.device):
         U, sigma, Vh = torch.linalg.svd(H, full_matrices=False)

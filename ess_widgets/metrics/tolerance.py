@@ -54,8 +54,8 @@ def tolerance(T: Tensor, tau: Tensor, at: list[int]) -> tuple[Tensor, Tensor]:
     >>> tolerance(T, torch.tensor([0.5], dtype=torch.float64), [0, 1, 2, 3, 4, 5])[0]
     tensor([[0, 1, 2, 2, 2, 1]])
     """
-    size = T.tril(-1).square().sum(dim=(-2, -1)) / tau.square()
-    half = (_MARGIN * _EPS * size).clamp(min=TIE, max=_WIDEST)
+    size = torch.linalg.vector_norm(T, dim=(-2, -1)) / tau
+    half = (_MARGIN * _EPS * size.square()).clamp(min=TIE, max=_WIDEST)
     counts, error, doubtful = _both_edges(T, tau, half, at)
     again = (doubtful & (error > half[:, None] / 2) & (error < _WIDEST / 4)).any(dim=1)
     if bool(again.any()):
