@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ __all__ = [
     "score_scale",
     "silence",
 ]
+
+# How far gates may exceed 1 by rounding in single precision.
+_SLACK = 1e-6
 
 
 def cast_up(x: Tensor) -> Tensor:
@@ -74,29 +78,41 @@ def silence(x: Tensor, valid: Tensor | None, value: float = 0.0, inner: int = 1)
     """Replace whatever padding holds, NaN included; ``inner`` dimensions of ``x`` follow that of positions."""
     if valid is None:
         return x
+    # A mask that heads or channels share must not blow up a tensor that they share as well.
+    for dim in range(valid.ndim - 1):
+        if valid.stride(dim) == 0:
+            valid = valid.narrow(dim, 0, 1)
     return torch.where(valid.reshape(*valid.shape, *[1] * inner), x, value)
 
 
 def check_finite(x: Tensor, name: str) -> None:
     """No NaN or infinity; padding has been silenced before."""
-    finite = torch.isfinite(x)
-    if not bool(finite.all()):
-        bad = ~finite
-        where = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            f"{name} is not finite: {int(bad.sum())} of {bad.numel()} entries are NaN or infinite, the first "
-            f"is {name}{list(where)} = {x[where].item()}. If these are padding, say so with valid=."
-        )
+    low, high = _extremes(x)
+    if math.isfinite(low) and math.isfinite(high):
+        return
+    bad = ~torch.isfinite(x)
+    where = tuple(bad.nonzero()[0].tolist())
+    raise ValueError(
+        f"{name} is not finite: {int(bad.sum())} of {bad.numel()} entries are NaN or infinite, the first "
+        f"is {name}{list(where)} = {x[where].item()}. If these are padding, say so with valid=."
+    )
 
 
 def check_range(x: Tensor, name: str, low: float, high: float, advice: str) -> None:
     """Every entry lies in ``[low, high]``, infinite ends included; NaN does not."""
-    outside = ~((x >= low) & (x <= high))
-    if bool(outside.any()):
-        where = tuple(outside.nonzero()[0].tolist())
-        raise ValueError(
-            f"{name}{list(where)} = {x[where].item():.6g} is outside [{low:g}, {high:g}]: {advice}"
-        )
+    least, most = _extremes(x)
+    if least >= low and most <= high:
+        return
+    where = tuple((~((x >= low) & (x <= high))).nonzero()[0].tolist())
+    at = f"{name}{list(where)}" if where else name
+    raise ValueError(f"{at} = {x[where].item():.6g} is outside [{low:g}, {high:g}]: {advice}")
+
+
+def _extremes(x: Tensor) -> tuple[float, float]:
+    """Smallest and largest real number in ``x``, NaN where there is one: one pass, no copies."""
+    x = x.detach()
+    low, high = torch.aminmax(torch.view_as_real(x) if x.is_complex() else x)
+    return low.item(), high.item()
 
 
 def expand_heads(x: Tensor, heads: int, inner: int) -> Tensor:
@@ -178,9 +194,9 @@ def as_gates(
         full = (*shape[:-1], value.shape[-1])
         value = silence(value.expand(full), valid, 0.0 if g is not None else 1.0)
     if g is None:
-        check_range(value, name, 0.0, 1.0, "gates lie in [0, 1]; pass their logarithms as g=.")
+        check_range(value, name, 0.0, 1.0 + _SLACK, "gates lie in [0, 1]; pass their logarithms as g=.")
         return value, 1.0 - value
-    check_range(value, name, -torch.inf, 0.0, "log gates are at most 0; pass gates themselves as gates=.")
+    check_range(value, name, -torch.inf, _SLACK, "log gates are at most 0; pass gates themselves as gates=.")
     return value.exp(), -torch.expm1(value)
 
 

@@ -230,4 +230,5 @@ def _matrix_state(
 
 def _ratio(a: Tensor, top: Tensor) -> Tensor:
     """``exp(a - top)`` for ``a <= top``, with nothing over nothing as 1."""
-    return torch.where(a == top, 1.0, torch.exp(a - top))
+    nothing = top == -torch.inf
+    return torch.where(nothing, 1.0, torch.exp(a - torch.where(nothing, 0.0, top)))

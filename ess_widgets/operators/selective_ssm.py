@@ -167,12 +167,12 @@ def _shared(value: Any, name: str, step: Tensor, n: int, valid: Tensor | None) -
     """Input or output vectors of S6, with a dimension for channels."""
     x = real(value, name)
     layout = "(..., L, n) for all channels, or (..., channels, L, n)"
-    if x.ndim == step.ndim:
-        x = x.unsqueeze(-3)
-    elif x.ndim != step.ndim + 1:
+    if not 2 <= x.ndim <= step.ndim + 1:
         raise ValueError(
             f"{name} must be {layout}, but its shape is {tuple(x.shape)} beside steps of {tuple(step.shape)}."
         )
+    if x.ndim <= step.ndim:
+        x = x.unsqueeze(-3)
     return _grouped(x, name, step, n, layout, valid)
 
 
@@ -181,7 +181,7 @@ def _grouped(x: Tensor, name: str, step: Tensor, n: int, layout: str, valid: Ten
     if 0 in x.shape:
         raise ValueError(f"{name} is empty, its shape is {tuple(x.shape)}.")
     x = expand_heads(x, step.shape[-2], inner=2)
-    x = broadcast_to(x, (*step.shape, n), name, layout)
+    broadcast_to(x, (*step.shape, n), name, layout)
     x = silence(x, valid)
     check_finite(x, name)
     return x

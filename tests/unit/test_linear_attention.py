@@ -327,6 +327,33 @@ def test_ess_of_random_features_is_their_number() -> None:
         assert op.state_size.tolist() == [min(N, i) for i in range(20)]
 
 
+def test_ess_with_rotary_embedding() -> None:
+    q, k, _ = qkv(length=20, features=4)
+    angle = torch.arange(20, dtype=F64)[:, None] * torch.tensor([1.0, 0.1])
+
+    def rotate(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], dim=-1)
+
+    assert torch.equal(rank(linear_attention(rotate(q), rotate(k))), capped(4, 20))
+
+
+def test_ess_of_all_ones_and_of_the_causal_mean_is_one() -> None:
+    ones = torch.ones(12, 3)
+    i = torch.arange(1, 12, dtype=F64)
+    op = linear_attention(ones[:, :1], ones[:, :1])
+    torch.testing.assert_close(reference.spectrum(op.matrix())[1:, 0], (i * (12 - i)).sqrt())
+    mean = linear_attention(ones, ones, normalise=True)
+    assert_same(mean.matrix()[5, :6], torch.full((6,), 1 / 6, dtype=F64), 1e-9)
+    assert torch.equal(rank(op), capped(1, 12)) and torch.equal(rank(mean), capped(1, 12))
+
+
+def test_a_feature_that_forgets_at_once_adds_nothing() -> None:
+    q, k, _ = qkv(length=20)
+    gates = torch.tensor([0.0, 0.5, 0.9, 0.9, 1.0])
+    assert torch.equal(rank(gated_linear_attention(q, k, gates=gates.expand(20, N))), capped(N - 1, 20))
+
+
 def test_ess_of_a_single_pole() -> None:
     length = 16
     op = weighted_linear_attention(
@@ -365,6 +392,14 @@ def test_heads_share_keys_and_gates_by_groups() -> None:
     assert_same(
         linear_attention(q, k[:1, :1]).matrix()[1, 2], linear_attention(q[1, 2], k[0, 0]).matrix(), 1e-14
     )
+
+
+def test_gates_may_exceed_one_by_rounding() -> None:
+    q, k, _ = qkv()
+    above = torch.full((L, 1), 1.0 + torch.finfo(torch.float32).eps)
+    open_gates = linear_attention(q, k).matrix()
+    assert_same(gated_linear_attention(q, k, gates=above).matrix(), open_gates, 1e-5)
+    assert_same(gated_linear_attention(q, k, above.log()).matrix(), open_gates, 1e-5)
 
 
 Make = Callable[..., Recurrence]

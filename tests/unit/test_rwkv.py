@@ -178,6 +178,11 @@ def test_gradients() -> None:
     w = (-rand(4, 2)).requires_grad_()
     assert torch.autograd.gradcheck(lambda *x: rwkv6(*x).matrix(), (r, k, w, u))
     assert torch.autograd.gradcheck(lambda k, w, u: rwkv4(k.mT, w[0], u).matrix(), (k, w, u))
+    own = torch.tensor([False, True, False, True])
+    assert torch.autograd.gradcheck(lambda k, w, u: rwkv4(k.mT, w[0], u, valid=own).matrix(), (k, w, u))
+    ties = torch.zeros(2, 4, dtype=F64, requires_grad=True)
+    smooth = (-rand(2)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda k, w: rwkv4(k, w, torch.zeros(2)).matrix(), (ties, smooth))
 
 
 K, U = randn(L, N), randn(N)

@@ -338,6 +338,8 @@ def test_vectors_per_channel_or_per_group_of_channels() -> None:
         assert_same(T[:, c], single, 1e-14)
     full = selective_ssm(delta, A, B.repeat_interleave(2, dim=1), C).matrix()
     assert torch.equal(full, T)
+    for_all = selective_ssm(delta, A, B[0, 0], C).matrix()
+    assert torch.equal(for_all, selective_ssm(delta, A, B[:1, 0].expand(2, L, N), C).matrix())
 
 
 def test_samples_may_share_what_does_not_depend_on_the_input() -> None:
