@@ -25,9 +25,6 @@ from ess_widgets.operators.transitions import Diagonal, Transition
 
 __all__ = ["Factors", "Sweeps", "chunk_size"]
 
-# Errors carried by |A| can outgrow any float where A itself is a contraction; products of two must stay finite.
-_LIMIT = 1e150
-
 
 @dataclass(frozen=True)
 class Factors:
@@ -99,8 +96,7 @@ class Sweeps:
 
     def _carry(self, step: Transition, error: Tensor, norms: Tensor) -> Tensor:
         """Row errors after one transition: those from before, and what this product is rounded by."""
-        carried = step.apply_magnitude(error + self._rounding * norms) + torch.finfo(error.dtype).tiny
-        return carried.clamp(max=_LIMIT)
+        return step.apply_magnitude(error + self._rounding * norms) + torch.finfo(error.dtype).tiny
 
     def factors(self, chunks: Tensor) -> Factors:
         """Factors at all positions of some chunks, ``p = len(chunks) * chunk``; the second pass."""
@@ -133,6 +129,8 @@ class Sweeps:
             observe_error = self._carry(step, observe_error, observe_norms)
             observe_norms = torch.linalg.vector_norm(observe, dim=-1)
         bound = (observe_norms * reach_error + observe_error * (reach_norms + reach_error)).sum(-1)
+        # Errors carried by |A| can outgrow any float where A itself is a contraction.
+        bound = bound.nan_to_num(nan=torch.inf, posinf=torch.inf)
         if self._crossed is not None:
             bound = torch.minimum(bound, self._crossed[:, positions])
         return Factors(_real_rows(reach), _real_rows(observe), bound)

@@ -51,8 +51,9 @@ def direct(D: Any, block: int | None) -> Tensor | None:
     return part
 
 
-def transition(A: Any, leading: int, n: int) -> Transition:
-    """A tensor as the transition that its dimensions beyond the ``leading`` ones of ``B`` and ``C`` say."""
+def transition(A: Any, B: Tensor, C: Tensor) -> Transition:
+    """A tensor as the transition that its dimensions beyond the leading ones of ``B`` and ``C`` say."""
+    n, leading, L = B.shape[-1], max(B.ndim, C.ndim) - 3, max(B.shape[-3], C.shape[-3])
     if isinstance(A, Transition):
         if A.order not in (1, n):
             raise ValueError(
@@ -60,16 +61,17 @@ def transition(A: Any, leading: int, n: int) -> Transition:
             )
         return A
     A = parameter(A, "A")
-    beyond = A.ndim - leading
-    if beyond == 1:
-        return Diagonal(A.unsqueeze(-1))
-    if beyond == 2 and A.shape[-1] in (1, n):
-        return Diagonal(A)
-    if beyond == 3 and A.shape[-2:] == (n, n):
-        return DenseTransition(A)
+    position, entries = A.shape[leading : leading + 1], A.shape[leading + 1 :]
+    if position and (position[0] in (1, L) or L == 1):
+        if len(entries) == 0:
+            return Diagonal(A.unsqueeze(-1))
+        if entries in ((1,), (n,)):
+            return Diagonal(A)
+        if entries == (n, n):
+            return DenseTransition(A)
     raise ValueError(
-        f"A of shape {tuple(A.shape)} fits none of (..., L), (..., L, {n}), (..., L, 1) and "
-        f"(..., L, {n}, {n}) with the {leading} leading dimensions that B and C have; write them out with "
+        f"A of shape {tuple(A.shape)} is none of (..., {L}), (..., {L}, {n}), (..., {L}, 1) and "
+        f"(..., {L}, {n}, {n}) where (...) are {leading} dimensions, as many as B and C have: write them out with "
         "size 1, or say what A is with Diagonal, DenseTransition or DiagonalPlusLowRank."
     )
 

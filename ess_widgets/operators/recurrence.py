@@ -111,7 +111,7 @@ class Recurrence(Operator):
             raise ValueError(f"read must be 'after' or 'before' (the update), but is {read!r}.")
         B, C = by_channel(B, C, block)
         D = direct(D, block)
-        A = transition(A, max(B.ndim, C.ndim) - 3, B.shape[-1])
+        A = transition(A, B, C)
         *lead, L = shape = common_shape(A, B, C, D, valid)
         self.valid = broadcast_valid(valid, shape, B.device)
         if self.valid is not None:
