@@ -22,10 +22,12 @@ from ess_widgets.operators.convolution import toeplitz
 
 __all__ = ["Segment", "apply", "convolution_part", "convolution_spectrum", "segments"]
 
-# What a small problem costs beside its size cubed: as if it had this many more positions.
-_OVERHEAD = 16
+# Routes cost about m² (m + this) for m positions: small problems run at less than the full speed of a machine.
+_OVERHEAD = 256
 # Segments are used where they promise at most this share of the work.
 _GAIN = 0.6
+# Looked at first: one row in so many, and whether more than this share of its entries is not zero in each matrix.
+_SAMPLE, _FULL = 8, 0.8
 # Patterns of zeros within one batch that are told apart; beyond, all are treated as having their union.
 _PATTERNS = 32
 # Entries of small matrices that are stacked at once: 128 MB.
@@ -39,31 +41,27 @@ class Segment:
     Attributes
     ----------
     order : int array
-        Which entries of the list of splits.
+        Which entries of the list of splits, by ascending split.
+    index : int array
+        The positions that take part, ascending.
     splits : int array
-        The splits themselves, ascending.
-    before, after : int array
-        Positions before the first split that are read from there on, and positions from the last split on that
-        read something before it. All positions between the first and the last split take part too.
+        For each split, how many of these positions come before it.
     """
 
     order: np.ndarray[Any, Any]
+    index: np.ndarray[Any, Any]
     splits: np.ndarray[Any, Any]
-    before: np.ndarray[Any, Any]
-    after: np.ndarray[Any, Any]
 
     @property
-    def span(self) -> int:
-        return int(self.splits[-1] - self.splits[0])
+    def before(self) -> int:
+        """Positions before the first split."""
+        return int(self.splits[0])
 
     @property
-    def size(self) -> int:
-        return len(self.before) + self.span + len(self.after)
-
-    @property
-    def index(self) -> np.ndarray[Any, Any]:
-        """The positions that take part, ascending."""
-        return np.concatenate([self.before, np.arange(self.splits[0], self.splits[-1]), self.after])
+    def steps(self) -> np.ndarray[Any, Any]:
+        """The splits, counted from the first one."""
+        steps: np.ndarray[Any, Any] = self.splits - self.splits[0]
+        return steps
 
 
 def segments(T: Tensor, at: list[int]) -> list[Segment]:
@@ -86,9 +84,11 @@ def segments(T: Tensor, at: list[int]) -> list[Segment]:
     Two documents of forty tokens each:
 
     >>> T = torch.block_diag(torch.ones(40, 40), torch.ones(40, 40)).tril()[None]
-    >>> [(len(part.splits), part.size) for part in segments(T, list(range(80)))]
+    >>> [(len(part.splits), len(part.index)) for part in segments(T, list(range(80)))]
     [(40, 40), (40, 40)]
     """
+    if 0 in T.shape or _is_full(T):
+        return []
     parts, cost = _plan(*_reach(T), at)
     return parts if cost <= _GAIN * _cost(T.shape[-1]) else []
 
@@ -119,7 +119,7 @@ def apply(route: Callable[..., Any], T: Tensor, at: list[int], *others: Tensor) 
     >>> torch.allclose(apply(nuclear_norm, band, [1, 2, 150]), nuclear_norm(band, [1, 2, 150]))
     True
     """
-    if not at or 0 in T.shape:
+    if not at or 0 in T.shape or _is_full(T):
         return route(T, at, *others)
     first, last = _reach(T, union=False)
     N = T.shape[-1]
@@ -147,7 +147,7 @@ def apply(route: Callable[..., Any], T: Tensor, at: list[int], *others: Tensor) 
 
 
 def _cost(size: Any) -> Any:
-    return (size + float(_OVERHEAD)) ** 3
+    return size**2 * (size + float(_OVERHEAD)) + _OVERHEAD
 
 
 def _reach(T: Tensor, union: bool = True) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -159,23 +159,35 @@ def _reach(T: Tensor, union: bool = True) -> tuple[np.ndarray[Any, Any], np.ndar
     nonzero = T != 0
     if union:
         nonzero = nonzero.any(dim=0)
-    position = torch.arange(N, device=T.device, dtype=torch.int32)
-    first = torch.where(nonzero.any(dim=-1), nonzero.to(torch.uint8).argmax(dim=-1).int(), N)
-    last = torch.where(nonzero, position.unsqueeze(-1), -1).amax(dim=-2)
+    count = torch.arange(1, N + 1, device=T.device, dtype=torch.int16 if N < 2**15 else torch.int32)
+    first = N - (nonzero * count.flip(0)).amax(dim=-1)
+    last = (nonzero * count.unsqueeze(-1)).amax(dim=-2) - 1
     return first.cpu().numpy().astype(np.int64), last.cpu().numpy().astype(np.int64)
+
+
+def _is_full(T: Tensor) -> bool:
+    """Whether a sample of rows has too few zeros for segments to pay, in any matrix of the batch."""
+    N = T.shape[-1]
+    rows = torch.arange(min(N - 1, _SAMPLE - 1), N, _SAMPLE, device=T.device)
+    share = (T[:, rows] != 0).sum(dim=(-2, -1)) / (rows + 1).sum()
+    return bool((share > _FULL).all())
 
 
 def _plan(
     first: np.ndarray[Any, Any], last: np.ndarray[Any, Any], at: list[int]
 ) -> tuple[list[Segment], float]:
     """The cheapest of a few ways to cut the splits into segments, and its cost."""
-    N = len(first)
+    # Positions that neither read nor are read, such as padding, are left out.
+    position = np.arange(len(first))
+    active = np.flatnonzero((first < position) | (last > position))
+    number = np.searchsorted(active, np.arange(len(first) + 1))
+    N, first, last = len(active), number[first[active]], number[np.maximum(last[active], 0)]
     position = np.arange(N)
     # Of H_p: column j takes part for j < p <= last_j, row i for first_i < p <= i.
     columns = _overlaps(position + 1, last + 1, N)
     rows = _overlaps(first + 1, position + 1, N)
     order = np.argsort(at, kind="stable")
-    splits = np.asarray(at, dtype=np.int64)[order]
+    splits = number[np.asarray(at, dtype=np.int64)[order]]
     # A split that nothing crosses, such as the start of a document, starts anew.
     part_of = np.cumsum(columns == 0)[splits]
     begins = splits[np.searchsorted(part_of, part_of, side="left")]
@@ -197,7 +209,8 @@ def _plan(
         low, high = splits[start], splits[stop - 1]
         before = np.flatnonzero(last[:low] >= low)
         after = high + np.flatnonzero(first[high:] < high)
-        parts.append(Segment(order[start:stop], splits[start:stop], before, after))
+        index = active[np.concatenate([before, np.arange(low, high), after])]
+        parts.append(Segment(order[start:stop], index, splits[start:stop] - low + len(before)))
     return parts, cost
 
 
@@ -216,16 +229,16 @@ def _run(
         return route(T, at, *others)
     results, order = [], []
     for stack in _stacks(parts, len(T)):
-        lead = max(len(part.before) for part in stack)
-        size = max(1, lead + max(part.span + len(part.after) for part in stack))
+        lead = max(part.before for part in stack)
+        size = max(1, lead + max(len(part.index) - part.before for part in stack))
         index = np.full((len(stack), size), -1)
         for row, part in zip(index, stack, strict=True):
-            offset = lead - len(part.before)
-            row[offset : offset + part.size] = part.index
-        steps = np.unique(np.concatenate([part.splits - part.splits[0] for part in stack]))
+            offset = lead - part.before
+            row[offset : offset + len(part.index)] = part.index
+        steps = np.unique(np.concatenate([part.steps for part in stack]))
         small = [part.repeat(len(stack), *(1,) * (part.ndim - 1)) for part in others]
         answer = route(_gather(T, index), [lead + int(step) for step in steps], *small)
-        wanted = [np.searchsorted(steps, part.splits - part.splits[0]) for part in stack]
+        wanted = [np.searchsorted(steps, part.steps) for part in stack]
         results.append(_each(lambda part, w=wanted: _pick(part, w, len(T)), answer))
         order += [part.order for part in stack]
     place = torch.from_numpy(np.argsort(np.concatenate(order))).to(T.device)
@@ -236,15 +249,13 @@ def _stacks(parts: list[Segment], batch: int) -> Iterator[list[Segment]]:
     """Segments of about one size, to be answered in one call."""
     groups: dict[Any, list[Segment]] = {}
     for part in parts:
-        steps = part.splits - part.splits[0]
         # Of splits in one run, any others may be asked along; scattered ones are kept apart.
-        run = None if len(steps) == part.span + 1 else tuple(steps.tolist())
-        groups.setdefault((_round(len(part.before)), _round(part.span + len(part.after)), run), []).append(
-            part
-        )
+        run = None if part.steps[-1] < len(part.steps) else tuple(part.steps.tolist())
+        key = _round(part.before), _round(len(part.index) - part.before), run
+        groups.setdefault(key, []).append(part)
     for group in groups.values():
         while group:
-            size = max(part.size for part in group) + max(len(part.before) for part in group)
+            size = max(part.before for part in group) + max(len(part.index) - part.before for part in group)
             count = max(1, _ENTRIES // max(1, batch * size * size))
             yield group[:count]
             group = group[count:]

@@ -96,12 +96,13 @@ def test_segments_keep_every_row_and_column_that_is_not_zero(seed: int, N: int, 
     parts, _ = support._plan(*support._reach(T), at)
     seen: list[int] = []
     for part in parts:
-        assert [at[n] for n in part.order] == part.splits.tolist()
+        splits = [at[n] for n in part.order]
         assert bool((np.diff(part.index) > 0).all())
-        seen += part.splits.tolist()
+        assert part.splits.tolist() == np.searchsorted(part.index, splits).tolist()
+        seen += splits
         rest = torch.ones(N, dtype=torch.bool)
         rest[part.index] = False
-        for p in part.splits:
+        for p in splits:
             assert not bool(T[0, p:, :p][rest[p:]].any())
             assert not bool(T[0, p:, :p][:, rest[:p]].any())
     assert sorted(seen) == list(range(N + 1))
@@ -139,15 +140,26 @@ def test_documents_stay_apart_and_those_of_one_length_together() -> None:
 
 def test_samples_of_a_batch_may_differ() -> None:
     """Two samples, each with documents that end where the other's do not: the union would hide them."""
-    one = torch.block_diag(torch.ones(80, 80), torch.ones(40, 40)).tril().double()
-    other = torch.block_diag(torch.ones(40, 40), torch.ones(80, 80)).tril().double()
-    dense = torch.ones(120, 120).tril().double()
-    T = torch.stack([one, other, one, dense])
-    at = list(range(120))
+    one = torch.block_diag(torch.ones(160, 160), torch.ones(80, 80)).tril().double()
+    other = torch.block_diag(torch.ones(80, 80), torch.ones(160, 160)).tril().double()
+    dense = torch.ones(240, 240).tril().double()
+    T = torch.stack([one, other, one, dense, other])
+    at = list(range(0, 240, 8))
     sizes: list[tuple[int, int]] = []
     sigma = apply(recorded(sizes), T, at)
-    assert sum(count * size**3 for count, size in sizes) < 0.6 * 4 * 120**3
-    torch.testing.assert_close(widen(sigma, 60), sigmas(T, at))
+    assert sum(count * size**3 for count, size in sizes) < 0.6 * 5 * 240**3
+    torch.testing.assert_close(widen(sigma, 120), sigmas(T, at))
+
+
+def test_padding_is_left_out() -> None:
+    torch.manual_seed(0)
+    own = torch.rand(400) < 0.3
+    T = torch.randn(2, 400, 400, dtype=torch.float64).tril() * own[:, None] * own
+    sizes: list[tuple[int, int]] = []
+    at = list(range(0, 400, 7))
+    sigma = apply(recorded(sizes), T, at)
+    assert max(size for _, size in sizes) <= int(own.sum())
+    torch.testing.assert_close(widen(sigma, 200), sigmas(T, at), rtol=1e-12, atol=1e-12)
 
 
 def test_a_dense_matrix_is_left_whole() -> None:
