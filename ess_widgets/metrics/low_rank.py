@@ -21,9 +21,11 @@ from ess_widgets.metrics._svd import one_thread, singular_values
 __all__ = ["rank_estimate", "spectra"]
 
 # Positions that share one leaf: fewer cost more projections, more cost larger decompositions.
-_LEAF = 16
+_LEAF = 8
+# Rows of the largest matrices that torch has cuSOLVER decompose as a batch.
+_BATCHED = 32
 # Columns of a basis beyond the rank that a random sketch shows, and those added where it misses something.
-_SPARE = 4
+_SPARE = 2
 # Rounding of one projection or one small decomposition, in units of eps times the norm of what it is applied
 # to; several times what is seen.
 _ROUNDING = 8.0
@@ -165,8 +167,8 @@ def _fold(G: Tensor, size: int) -> Tensor:
 
 
 def _largest(T: Tensor) -> Tensor:
-    largest: Tensor = torch.linalg.vector_norm(T, math.inf, dim=(-2, -1)).double()
-    return largest
+    # Without a copy of the magnitudes.
+    return torch.maximum(T.amax(dim=(-2, -1)), -T.amin(dim=(-2, -1))).double()
 
 
 def _power_of_two(largest: Tensor) -> Tensor:
@@ -227,8 +229,8 @@ def _compressed(T: Tensor, wanted: Tensor, limit: int, discard: float) -> tuple[
     bound = torch.zeros(B, size << depth, dtype=torch.float64, device=T.device)
     bound[:, 1:] = _UNDERFLOW * N * (largest > 0)[:, None]
     splits = torch.unique(wanted[wanted < N]).to(T.device)
-    # Each level may use its part of it, halved: the projections' tests are good to a factor of about two.
-    allowed = discard / (2 * max(1, depth)) / unit
+    # Each level may use its part of it.
+    allowed = discard / max(1, depth) / unit
     level = _Level(
         torch.zeros(1, dtype=torch.int64, device=T.device),
         size << depth,
@@ -325,12 +327,12 @@ def _project(M: Tensor, shared: int, limit: int, guess: int, allowed: Tensor) ->
     """
     noise = _noise(M)
     norm = _prefix_norms(M, shared)
-    scale = norm.clamp(min=_UNDERFLOW).maximum(allowed[:, None, None] / (2 * noise))
+    scale = norm.clamp(min=_UNDERFLOW).maximum(allowed[:, None, None] / (4 * noise))
     scale = torch.cat([scale[..., :1].expand(*scale.shape[:-1], shared), scale[..., 1:]], dim=-1)
     A = M / scale.unsqueeze(-2)
-    size = A.square().sum(dim=(-2, -1)).sqrt().clamp(min=1.0)
+    size = torch.linalg.vector_norm(A, dim=(-2, -1)).clamp(min=1.0)
     columns, full = A.shape[-1], min(A.shape[-2:])
-    width = min(guess + 2 * _SPARE, full)
+    width = min(guess + 8, full)
     while True:
         random = torch.randn(columns, width, generator=_random(columns), dtype=torch.float64)
         Q, R = torch.linalg.qr(A @ random.to(A.device))
@@ -342,10 +344,11 @@ def _project(M: Tensor, shared: int, limit: int, guess: int, allowed: Tensor) ->
             rank = min(rank + _SPARE, width)
             rows = Q[..., :rank].mT @ M
             rest = M - Q[..., :rank] @ rows
-            missed = (rest / scale.unsqueeze(-2)).square().sum(dim=(-2, -1)).sqrt()
-            if rank == full or bool((missed <= 2 * noise * size).all()):
-                return rows, _prefix_norms(rest, shared) + (_ROUNDING * _EPS + noise / 4) * norm
-        if width >= limit + 2 * _SPARE:
+            missed = _prefix_norms(rest, shared)
+            accepted = (2 * noise * size.unsqueeze(-1) * norm).maximum(allowed[:, None, None])
+            if rank == full or bool((missed <= accepted).all()):
+                return rows, missed + (_ROUNDING * _EPS + noise / 4) * norm
+        if width >= limit + 8:
             return None
         width = min(2 * width, full)
 
@@ -377,7 +380,9 @@ def _leaves(X: Tensor, level: _Level, splits: Tensor, bound: Tensor) -> Tensor:
             ],
             dim=-2,
         )
-        values = singular_values(H.flatten(0, 1))
+        # A GPU takes larger ones one after the other; a CPU is better at that.
+        host = H.cpu() if min(H.shape[-2:]) > _BATCHED else H
+        values = singular_values(host.flatten(0, 1)).to(H.device)
         values = values.reshape(B, len(at), values.shape[-1])
         sigma[:, torch.searchsorted(splits, at), : values.shape[-1]] = values
         bound[:, at] += _ROUNDING * _EPS * H.square().sum(dim=(-2, -1)).sqrt()
