@@ -1,0 +1,274 @@
+"""Entropy-ESS of a dense causal matrix at every split position, with an error bound for each."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ess_widgets.metrics._nodes import FIRST, Rule, rule
+from ess_widgets.metrics._svd import singular_values
+from ess_widgets.metrics.determinants import log_determinants
+
+__all__ = ["entropy"]
+
+_EPS = torch.finfo(torch.float64).eps
+# Positions whose norm is within this factor of the largest share their nodes.
+_REACH = 64.0
+# The largest value of log(1 + x²) / x, rounded up.
+_SLOPE = 0.805
+# This part of the positions may be left over: they are few, and mostly near the ends, where decomposition is cheap.
+_QUANTILE = 0.02
+# Singular values whose sum is expected to matter near the smallest nodes. A second attempt counts all of them.
+_EXPECTED = 16
+# Entries of T worked on at once.
+_ENTRIES = 2**25
+
+
+def entropy(
+    T: Tensor, at: Sequence[int], rtol: float = 1e-4, *, counts: Counter[str] | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""``exp(-Σ p log p)``, ``p = σ / Σσ``, of ``H_p = T[p:, :p]``, and how far it can be wrong.
+
+    Log-determinants ``Σ_k log(1 + σ_k² / s²)`` at a dozen or two of ``s`` give ``Σσ`` and ``Σ σ log σ``; what is
+    known of each position beforehand (its norm, its rank at most, a first pair of determinants) says which
+    ``s``. Positions far smaller in norm than the largest get nodes of their own; those that nodes do not
+    resolve, a singular value decomposition.
+
+    Parameters
+    ----------
+    T : Tensor, ``(B, N, N)``
+        float32 or float64. Only what is strictly below the diagonal is read.
+    at : sequence of int
+        Splits in ``0 .. N``.
+    rtol : float
+        The relative error allowed.
+    counts : Counter, optional
+        Gets the number of positions settled under ``"exact"``, ``"nodes"`` and ``"svd"``.
+
+    Returns
+    -------
+    values, bound : Tensor, ``(B, P)``
+        float64. The relative error of each value is at most its bound, and that at most ``rtol`` unless
+        float64 cannot do better. ``H_p = 0`` gives exactly 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> values, bound = entropy(torch.ones(1, 64, 64).tril(), [0, 1, 32])
+    >>> values.round(decimals=3), bool((bound <= 1e-4).all())
+    (tensor([[0., 1., 1.]], dtype=torch.float64), True)
+    """
+    B, N = T.shape[0], T.shape[-1]
+    inner = sorted({p for p in at if 0 < p < N})
+    values = torch.zeros(B, len(at), dtype=torch.float64, device=T.device)
+    bound = torch.zeros_like(values)
+    counts = Counter() if counts is None else counts
+    if not inner:
+        return values, bound
+    place = {p: k for k, p in enumerate(inner)}
+    columns = [k for k, p in enumerate(at) if 0 < p < N]
+    source = torch.tensor([place[at[k]] for k in columns], device=T.device)
+    step = max(1, _ENTRIES // N**2)
+    for b in range(0, B, step):
+        part = _Positions(T[b : b + step], inner, rtol)
+        part.settle()
+        counts.update(part.counts)
+        values[b : b + step, columns] = part.values[:, source]
+        bound[b : b + step, columns] = part.bound[:, source]
+    return values, bound
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """The exponent of the power of two above each entry."""
+    return torch.frexp(x)[1]
+
+
+def _times_power(X: Tensor, exponent: Tensor) -> Tensor:
+    """``X * 2**exponent`` without overflow of the factor."""
+    half = exponent // 2
+    one = torch.ones(exponent.shape, dtype=X.dtype, device=X.device)
+    return X * torch.ldexp(one, half) * torch.ldexp(one, exponent - half)
+
+
+class _Positions:
+    """All positions of a batch, and which of them are settled."""
+
+    def __init__(self, T: Tensor, at: list[int], rtol: float) -> None:
+        self.original, self.at, self.rtol = T, at, rtol
+        X = T.double().tril(-1)
+        self.X = X = _times_power(X, -_power_of_two(X.abs().amax((-2, -1)))[:, None, None])
+        N = X.shape[-1]
+        index = torch.tensor(at, device=X.device)
+        # ‖H_p‖², from sums of non-negative numbers alone: rows up to column p - 1, over rows from p.
+        squares = X.square().cumsum_(-1)
+        rows = torch.arange(N, device=X.device)
+        self.F = (squares[:, :, index - 1] * (rows[:, None] >= index)).sum(-2)
+        del squares
+        # Rank at most: rows and columns of H_p that are not zero.
+        used = X != 0
+        first = torch.where(used.any(-1), used.int().argmax(-1), N)
+        last = N - 1 - used.flip(-2).int().argmax(-2)
+        last = torch.where(used.any(-2), last, -1)
+        reads = ((first[..., None] < index) & (rows[:, None] >= index)).sum(-2)
+        read = ((last[..., None] >= index) & (rows[:, None] < index)).sum(-2)
+        self.K = torch.minimum(reads, read)
+        self.values = torch.clamp(self.K, max=1).double()
+        self.bound = torch.zeros_like(self.values)
+        self.counts: Counter[str] = Counter(exact=int((self.K <= 1).sum()))
+        self.todo = self.K > 1
+
+    def settle(self) -> None:
+        # Numbers whose squares underflow are for the decomposition, which scales each position by itself.
+        self._decompose(self.todo & (self.F < 1e-200))
+        failed = torch.zeros_like(self.todo)
+        while bool(self.todo.any()):
+            norm = torch.where(self.todo, self.F, 0).sqrt()
+            largest = norm.amax(-1, keepdim=True)
+            group = self.todo & (norm * _REACH >= largest)
+            again = bool((group & failed).any())
+            if again:
+                group &= failed
+            few = group.sum(-1, keepdim=True) <= self._few()
+            self._decompose(group & few)
+            group &= ~few
+            if bool(group.any()):
+                self._by_nodes(group, largest[:, 0], strict=again)
+                if again:
+                    self._decompose(group & self.todo)
+                failed |= group & self.todo
+
+    def _few(self) -> int:
+        """How many positions are sooner decomposed than given nodes of their own."""
+        return max(2, self.X.shape[-1] // 128)
+
+    def _by_nodes(self, group: Tensor, largest: Tensor, strict: bool) -> None:
+        heads = group.any(-1).nonzero()[:, 0]
+        columns = group.any(0).nonzero()[:, 0]
+        at = [self.at[k] for k in columns.tolist()]
+        exponent = -_power_of_two(largest[heads])
+        X = _times_power(self.X[heads], exponent[:, None, None])
+        F = _times_power(self.F[heads][:, columns], 2 * exponent[:, None])
+        K = self.K[heads][:, columns].double()
+        group, todo = group[heads][:, columns], self.todo[heads][:, columns]
+        first = log_determinants(X, at, FIRST)
+        scales = _scales(first, F, K if strict else K.clamp(max=_EXPECTED), group)
+        target = math.floor(math.log2(self.rtol)) - 2 * strict
+        for kind in sorted(set(scales)):
+            mine = torch.tensor([k for k, other in enumerate(scales) if other == kind], device=X.device)
+            chosen = rule(*kind, target)
+            rest = [s for s in chosen.shifts if s not in FIRST]
+            logs = torch.cat([first[mine], log_determinants(X[mine], at, rest)], 1)
+            value, bound = _evaluate(chosen, [*FIRST, *rest], logs, F[mine], K[mine])
+            settled = todo[mine] & (bound <= self.rtol)
+            row, column = settled.nonzero(as_tuple=True)
+            where = heads[mine[row]], columns[column]
+            self.values[where], self.bound[where] = value[settled], bound[settled]
+            self.todo[where] = False
+            self.counts["nodes"] += len(row)
+
+    def _decompose(self, which: Tensor) -> None:
+        for k in which.any(0).nonzero()[:, 0].tolist():
+            p = self.at[k]
+            heads = which[:, k].nonzero()[:, 0]
+            H = self.original[heads, p:, :p].double()
+            H = _times_power(H, -_power_of_two(H.abs().amax((-2, -1)))[:, None, None])
+            sigma = singular_values(H)
+            self.values[heads, k], self.bound[heads, k] = _from_singular_values(sigma)
+            self.counts["svd"] += len(heads)
+        self.todo &= ~which
+
+
+def _rounding(shifts: Tensor, F: Tensor, K: Tensor) -> Tensor:
+    """How far rounding can move the log-determinants: ``(b, S, P)``.
+
+    The elimination works on ``I + X Xᵀ / s²`` and its likes, whose entries are rounded relative to the norm.
+    """
+    return 8 * _EPS * (K[:, None] + K[:, None].sqrt() * F[:, None] / shifts[:, None] ** 2)
+
+
+def _at_least(logs: Tensor, F: Tensor) -> Tensor:
+    """``Σσ`` is not smaller, from the determinants at the first nodes."""
+    shifts = logs.new_tensor(FIRST)
+    return torch.maximum((shifts[:, None] * logs).amax(1).nan_to_num(0) / _SLOPE, F.sqrt())
+
+
+def _scales(logs: Tensor, F: Tensor, K: Tensor, group: Tensor) -> list[tuple[int, int, int]]:
+    """Powers of two for each matrix: what singular values make up the sums at (nearly) all of its positions."""
+    total = _at_least(logs, F)
+    nan = torch.tensor(torch.nan, dtype=F.dtype, device=F.device)
+    alpha = torch.nanquantile(torch.where(group, total / K, nan), _QUANTILE, dim=-1)
+    beta = torch.nanquantile(torch.where(group, total / F, nan), _QUANTILE, dim=-1)
+    upper = torch.where(group, _largest(logs[:, 0], F, K), 0).amax(-1)
+    scales = torch.stack([alpha.log2(), beta.log2(), -2 * upper.log2()], -1)
+    if len(logs) > 4:
+        # Fewer kinds of rules, so that more matrices go together.
+        scales = 2 * (scales / 2).floor()
+    table = scales.floor().nan_to_num(-30).clamp(-40, 40).int().tolist()
+    return [(low, flat, -high) for low, flat, high in table]
+
+
+def _largest(logs: Tensor, F: Tensor, K: Tensor) -> Tensor:
+    """No singular value is larger, from ``f(1)``: ``z - log(1 + z) ≥ z² / (2 + 4z/3)`` for each ``z = σ²``."""
+    excess = (F - logs).clamp(min=0) + _rounding(logs.new_ones(1), F, K)[:, 0]
+    z = 2 / 3 * excess + (4 / 9 * excess**2 + 2 * excess).sqrt()
+    return torch.minimum(z.sqrt(), F.sqrt() * (1 + 1e-9)).nan_to_num(1.0)
+
+
+def _evaluate(
+    rule: Rule, shifts: Sequence[float], logs: Tensor, F: Tensor, K: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Values and bounds ``(b, P)`` from log-determinants ``(b, S, P)`` at ``shifts``."""
+    order = [shifts.index(s) for s in rule.shifts]
+    s = logs.new_tensor(rule.shifts)
+    x = torch.cat([logs[:, order], F[:, None]], 1)
+    sums, wrong_sum, floor_sum, references, wrong_entropy, floor_entropy = (
+        torch.as_tensor(a, dtype=x.dtype, device=x.device)
+        for a in (
+            rule.sums,
+            rule.wrong_sum,
+            rule.floor_sum,
+            rule.references,
+            rule.wrong_entropy,
+            rule.floor_entropy,
+        )
+    )
+    A, S = torch.einsum("bsp,sk->kbp", x, sums)
+    mean = S / A
+    value = (A / rule.centre).log() - mean
+    # Rounding of the determinants and of sums of them.
+    rough = torch.cat([_rounding(s, F, K), torch.zeros_like(F[:, None])], 1) + 4 * _EPS * x.abs()
+    noise = torch.einsum("bsp,s->bp", rough, sums[:, 0].abs())
+    noise_entropy = torch.einsum("bsp,s->bp", rough, (sums[:, 0] - sums[:, 1]).abs())
+
+    def most(c: Tensor, floor: Tensor) -> Tensor:
+        """The sum of what dominates the error, where it is smallest: weights ``(..., C, S + 1)``."""
+        total = torch.einsum("bsp,...cs->...bpc", x, c) + torch.einsum("bsp,...cs->...bpc", rough, c.abs())
+        return (total + K[..., None] * floor[..., None, None, :]).amin(-1)
+
+    wrong = (most(wrong_sum, floor_sum) + noise) / (1 - rule.nominal)
+    nearest = (mean[..., None] - references).abs().nan_to_num(torch.inf).argmin(-1)
+    reference = references[nearest]
+    off = most(wrong_entropy, floor_entropy).gather(0, nearest[None])[0]
+    off = off + noise_entropy + reference.abs() * noise + rule.nominal * wrong
+    # E = log A - S/A with A = Â(1 + u) and (1 + λ) A - S off by γ.
+    u = wrong / A
+    change = (u * (mean - reference).abs() + off / A) / (1 - u) + (u / (1 - u)) ** 2 / 2
+    known = _largest(logs[:, rule.shifts.index(1.0)], F, K) <= rule.upper
+    bound = torch.where((A > 0) & (u < 0.5) & known, change.expm1(), torch.inf).nan_to_num(torch.inf)
+    value = torch.minimum(value.clamp(min=0), K.clamp(min=1).log())
+    return value.exp(), bound
+
+
+def _from_singular_values(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and bounds ``(b,)`` from singular values ``(b, K)``, each off by rounding relative to the largest."""
+    total = sigma.sum(-1, keepdim=True)
+    p = sigma / total
+    value = torch.special.entr(p).sum(-1)
+    off = 8 * _EPS * sigma.shape[-1] * p[:, 0]
+    # A change of δ in p changes -p log p by at most δ (|log δ| + 1), and the mean of log p as much.
+    bound = (2 * off * (1 - off.log()) + 4 * _EPS * sigma.shape[-1]).expm1()
+    return value.exp(), bound
