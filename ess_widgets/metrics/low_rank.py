@@ -66,8 +66,8 @@ def spectra(
         that was discarded, and an estimate of the rounding, a small multiple of ``eps`` times the
         Frobenius norm of ``H_p``, whatever the size of the rest of ``T``.
     None
-        In place of both, where a rank above ``rank_limit`` is met; most often from a few samples of the
-        first block, for a few hundredths of what any dense route costs.
+        In place of both, where a rank above ``rank_limit`` is met; most often from a few samples, for a few
+        hundredths of what any dense route costs.
 
     References
     ----------
@@ -106,10 +106,11 @@ def spectra(
 
 
 def rank_estimate(T: Tensor, *, limit: int | None = None, discard: float = 0.0) -> Tensor:
-    """Numerical rank of each matrix's lower left quarter, estimated from a random sketch.
+    """The largest numerical rank among the blocks below the diagonal, estimated from random sketches.
 
-    Cheap (one pass over the quarter and a small QR), to choose who takes this route. Singular values below
-    about ``1e-15`` of the largest do not count.
+    Cheap (a pass over these blocks and a few small QR), to choose who takes this route. Of the blocks are
+    taken the lower left quarter, the same of the two remaining triangles, and so on while their size exceeds
+    the limit. Singular values below about ``1e-15`` of a block's largest do not count.
 
     Parameters
     ----------
@@ -130,15 +131,28 @@ def rank_estimate(T: Tensor, *, limit: int | None = None, discard: float = 0.0) 
     >>> rank_estimate(torch.ones(1, 64, 64).tril())
     tensor([1])
     """
-    N = T.shape[-1]
+    B, N = T.shape[0], T.shape[-1]
     limit = _limit(N, limit)
-    half = N // 2
-    G = T[:, N - half :, :half]
-    if G.numel() == 0:
-        return torch.zeros(T.shape[0], dtype=torch.int64, device=T.device)
+    found = torch.zeros(B, dtype=torch.int64, device=T.device)
+    count, size = 1, N
+    while B and size > 1:
+        low = torch.nonzero(found <= limit).squeeze(-1)
+        kept = T if len(low) == B else T[low]
+        half = size // 2
+        blocks = _diagonal_blocks(kept[:, : count * size, : count * size], size)[..., size - half :, :half]
+        ranks = _sketched_rank(blocks.flatten(0, 1), limit, discard)
+        found[low] = found[low].maximum(ranks.view(len(low), count).amax(dim=-1))
+        count, size = 2 * count, half
+        if half // 2 <= limit or not bool((found <= limit).any()):
+            break
+    return found
+
+
+def _sketched_rank(G: Tensor, limit: int, discard: float) -> Tensor:
+    """Of each matrix ``(b, k, l)``, ``limit + 1`` for all that is above."""
     unit = _power_of_two(_largest(G))
-    found = torch.full((T.shape[0],), limit + 1, dtype=torch.int64, device=T.device)
-    todo = torch.arange(T.shape[0], device=T.device)
+    found = torch.full((G.shape[0],), limit + 1, dtype=torch.int64, device=G.device)
+    todo = torch.arange(G.shape[0], device=G.device)
     # Most low ranks are very low, and most others show it in a small sketch: size up in two steps.
     for size in sorted({min(48, limit), limit}):
         sketch = _fold(_fold(G[todo] / unit[todo, None, None], size + 1).mT, size + 1)

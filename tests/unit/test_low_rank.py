@@ -183,6 +183,8 @@ def test_the_rank_is_estimated_per_matrix() -> None:
     noisy = T[:2] + 1e-9 * torch.randn(2, N, N, generator=generator())
     check_estimate(rank_estimate(noisy), [38, 38])
     check_estimate(rank_estimate(noisy, discard=1e-6), [1, 5])
+    check_estimate(rank_estimate(documents(linear_attention(7), 75), limit=12), [7, 7])
+    check_estimate(rank_estimate(documents(torch.randn(1, N, N, generator=generator()), 75), limit=12), [13])
     assert rank_estimate(torch.ones(2, 1, 1)).tolist() == [0, 0]
 
 
