@@ -15,10 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ess_widgets.metrics._checks import position_list
-from ess_widgets.metrics._svd import one_thread, singular_values
-from ess_widgets.operators import Convolution
-from ess_widgets.operators.convolution import toeplitz
+from ess_widgets.metrics.hankel import convolution_part, convolution_spectrum
 
 __all__ = ["Segment", "apply", "convolution_part", "convolution_spectrum", "segments"]
 
@@ -304,86 +301,3 @@ def _aligned(answers: tuple[Tensor, ...]) -> list[Tensor]:
 def _unsort(answers: tuple[Tensor, ...], groups: list[Tensor]) -> Tensor:
     """Answers for parts of the batch, in the order of the whole."""
     return torch.cat(_aligned(answers))[torch.cat(groups).argsort()]
-
-
-def convolution_part(op: Convolution, positions: Any = None) -> tuple[Tensor, list[int], Tensor]:
-    """A small matrix that has every ``H_i`` of an ungated convolution among its own, up to transposition.
-
-    ``H_i`` holds the tap ``h_{r+c+1}`` in row ``r`` from the top and column ``c`` from the right: it is the upper left
-    part of one symmetric matrix, with ``min(L - i, K - 1)`` rows and ``min(i, K - 1)`` columns that are not zero. So
-    all positions in the middle share one spectrum, and so do ``i`` and ``L - i``.
-
-    Parameters
-    ----------
-    op : Convolution
-        Without gates and padding; ``D`` makes no difference.
-    positions : sequence of int, optional
-        Which ``i``, in this order; all by default.
-
-    Returns
-    -------
-    T : Tensor, ``(..., n, n)``
-        ``n = min(L, 2 (K - 1))``, at least 1; leading dimensions that only broadcast have size 1.
-    at : list of int
-        The different splits of it that are needed.
-    index : int64 Tensor, ``(P,)``
-        Which of ``at`` each position has.
-
-    Examples
-    --------
-    >>> T, at, index = convolution_part(Convolution(torch.ones(3), length=100), [0, 1, 2, 50, 98, 99])
-    >>> T.shape, at, index.tolist()
-    (torch.Size([4, 4]), [0, 1, 2], [0, 1, 2, 2, 2, 1])
-    """
-    if op.gated or op.valid is not None:
-        raise ValueError("positions of a convolution share their spectra only without gates and padding.")
-    L, reach = op.length, min(op.taps, op.length) - 1
-    wanted = np.asarray(position_list(positions, L), dtype=np.int64)
-    local, index = np.unique(np.minimum(np.minimum(wanted, L - wanted), reach), return_inverse=True)
-    kernel = op.kernel.detach()
-    for dim in range(kernel.ndim - 1):
-        if kernel.stride(dim) == 0:
-            kernel = kernel.narrow(dim, 0, 1)
-    T = toeplitz(kernel.to(op.dtype), max(1, min(L, 2 * reach)))
-    return T, local.tolist(), torch.from_numpy(index.reshape(-1)).to(T.device)
-
-
-def convolution_spectrum(op: Convolution, positions: Any = None) -> Tensor:
-    """Singular values of ``H_i`` of an ungated convolution, as :func:`ess_widgets.metrics.spectrum` has them.
-
-    At most ``K`` small decompositions, whatever the length: the middle positions share one.
-
-    Parameters
-    ----------
-    op : Convolution
-        Without gates and padding.
-    positions : sequence of int, optional
-        Which ``i``, in this order; all by default.
-
-    Returns
-    -------
-    Tensor, ``(..., P, K)``
-        Descending, padded with zeros to the largest ``min(i, L - i)`` of the positions asked for. float64 (float32 on
-        MPS), on the operator's device.
-
-    Examples
-    --------
-    A delay by two steps keeps two numbers.
-
-    >>> convolution_spectrum(Convolution(torch.tensor([0.0, 0.0, 1.0]), length=6))
-    tensor([[0., 0., 0.],
-            [1., 0., 0.],
-            [1., 1., 0.],
-            [1., 1., 0.],
-            [1., 1., 0.],
-            [1., 0., 0.]], dtype=torch.float64)
-    """
-    T, at, index = convolution_part(op, positions)
-    lead, n = T.shape[:-2], T.shape[-1]
-    width = max((min(i, op.length - i) for i in position_list(positions, op.length)), default=0)
-    flat = T.reshape(-1, n, n)
-    with one_thread(T.device):
-        sigmas = [singular_values(flat[:, p:, :p]) for p in at]
-    table = torch.stack([torch.nn.functional.pad(s, (0, width - s.shape[-1])) for s in sigmas], dim=1)
-    table = table.reshape(*lead, len(at), width)[..., index, :]
-    return table.expand(*op.shape[:-2], *table.shape[-2:])

@@ -12,10 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import ess_widgets as ew
-from ess_widgets.metrics import reference, support
-from ess_widgets.metrics.support import apply, convolution_part, convolution_spectrum, segments
-from ess_widgets.operators import Convolution
+from ess_widgets.metrics import support
+from ess_widgets.metrics.support import apply, segments
 
 
 def sigmas(T: Tensor, at: list[int]) -> Tensor:
@@ -219,39 +217,3 @@ def test_a_window_costs_far_less() -> None:
     began = time.process_time()
     sigmas(T, [1024])
     assert fast < N * (time.process_time() - began) / 20
-
-
-# Convolutions
-
-
-@settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 2**31), L=st.integers(1, 24), taps=st.integers(1, 30), batch=st.booleans())
-def test_the_spectrum_of_a_convolution(seed: int, L: int, taps: int, batch: bool) -> None:
-    torch.manual_seed(seed)
-    kernel = torch.randn(2, taps, dtype=torch.float64)
-    if batch:
-        kernel = kernel.expand(3, 2, taps)
-    op = Convolution(kernel, length=L, D=torch.randn(L, dtype=torch.float64))
-    expected = reference.spectrum(op)
-    found = convolution_spectrum(op)
-    assert found.shape == expected.shape
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    some = [n for n in range(0, L, 3)][::-1]
-    torch.testing.assert_close(
-        convolution_spectrum(op, some), reference.spectrum(op, some), rtol=1e-12, atol=1e-12
-    )
-
-
-def test_a_dense_route_on_the_part_of_a_convolution() -> None:
-    op = Convolution(torch.rand(4, 20) + 0.1, length=1000)
-    T, at, index = convolution_part(op)
-    assert T.shape == (4, 38, 38)
-    assert at == list(range(20))
-    values = torch.stack([reference.ess(T, positions=at)], 0)[0][:, index]
-    torch.testing.assert_close(values[:, [3, 500, 990]], ew.ess(op, positions=[3, 500, 990]))
-
-
-def test_gates_and_padding_have_no_shared_spectrum() -> None:
-    for options in ({"input_gate": torch.rand(8)}, {"valid": torch.arange(8) < 5}):
-        with pytest.raises(ValueError, match="only without gates and padding"):
-            convolution_spectrum(Convolution(torch.ones(3), length=8, **options))
