@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ess_widgets.operators import Dense, Operator
 
-__all__ = ["Kind", "as_operator", "check_chunk", "check_kind", "check_tol", "position_list"]
+__all__ = ["Kind", "as_operator", "check_chunk", "check_kind", "check_rtol", "check_tol", "position_list"]
 
 Kind = Literal["entropy", "tolerance"]
 
@@ -39,6 +39,15 @@ def check_tol(tol: float) -> float:
     if not math.isfinite(tol) or tol <= 0:
         raise ValueError(f"tol must be positive and finite, but is {tol}; 1e-2 or 1e-3 are usual.")
     return tol
+
+
+def check_rtol(rtol: float) -> float:
+    if isinstance(rtol, bool) or not isinstance(rtol, Real):
+        raise TypeError(f"rtol must be a number, but is of type {type(rtol).__name__}.")
+    rtol = float(rtol)
+    if not 0 < rtol < 1:
+        raise ValueError(f"rtol must be between 0 and 1, but is {rtol}; 1e-4 is usual.")
+    return rtol
 
 
 def position_list(positions: Any, L: int) -> list[int]:

@@ -117,7 +117,6 @@ def _reduce(P: Tensor, W: Tensor, S: Tensor, growth: float) -> tuple[Tensor, Ten
     count, total = 0, float(torch.linalg.vector_norm(P))
     for start in (strong, 0):
         # First the weak ones, coupled to the strong and to what is kept; then all that is left, coupled to the kept.
-        left = range(len(P))
         values, Q = torch.linalg.eigh(P[start:, start:])
         coupling = Q.mT @ torch.cat([P[start:, :start], W[start:]], dim=-1)
         size = coupling.square().sum(dim=-1)
@@ -130,10 +129,11 @@ def _reduce(P: Tensor, W: Tensor, S: Tensor, growth: float) -> tuple[Tensor, Ten
         count += int((values[good] < 0).sum())
         stay = ~good
         rest = torch.cat([coupling[stay][:, :start], torch.diag(values[stay])], dim=-1)
-        P = torch.cat([torch.cat([P[:start, :start] - added[:start, :start], coupling[stay][:, :start].mT], -1), rest])
+        P = torch.cat(
+            [torch.cat([P[:start, :start] - added[:start, :start], coupling[stay][:, :start].mT], -1), rest]
+        )
         W = torch.cat([W[:start] - added[:start, start:], coupling[stay][:, start:]])
         S = S - added[start:, start:]
-        del left
     return P, W, S, count, total
 
 
@@ -143,6 +143,6 @@ def _close(node: _Node, asked: list[int], counts: Tensor, errors: Tensor) -> Non
     always = list(range(d))
     rows = torch.tensor([[*always, *range(d + p - node.first, d + p - node.first + m)] for p in asked])
     windows = node.K[rows[:, :, None], rows[:, None, :]]
-    negative, magnitude = negatives(windows)
+    negative, _ = negatives(windows)
     counts[asked] = node.negative + negative.cpu()
     errors[asked] = node.error + _SLACK * _EPS * torch.linalg.vector_norm(windows, dim=(-2, -1)).cpu()

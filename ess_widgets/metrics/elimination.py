@@ -159,7 +159,8 @@ class _Tree:
         N, n = T.shape[-1], run.numel()
         scale = 1.0 / tau[..., None, None]
         # What is on and above the diagonal is carried along, and lies outside every block that is used.
-        X = T if N == self.size else torch.nn.functional.pad(T, (0, self.size - N, 0, self.size - N))
+        gap = self.size - N
+        X = torch.nn.functional.pad(T, (0, gap, 0, gap)) if gap else T
         small = self.size == self._leaf
         m = self.size if small else self.size // 2
         identity = torch.eye(m, dtype=T.dtype, device=T.device).expand(n, m, m)

@@ -18,6 +18,7 @@ from ess_widgets.operators import Dense, Operator
 from ess_widgets.operators.checks import as_tensor, check_finite_causal, require_float
 
 __all__ = [
+    "OVERFLOW",
     "checked_matrix",
     "ess",
     "from_spectrum",
@@ -28,6 +29,7 @@ __all__ = [
     "width",
 ]
 
+OVERFLOW = "singular values overflowed or are NaN: T has entries too large to decompose, scale it down."
 # Seconds of work after which ``spectra`` hands out what it has, so that its caller can stop.
 _PAUSE = 0.03
 # Entries of T that ``spectrum`` and ``ess`` materialise at once where they can: 256 MB in float32.
@@ -72,9 +74,7 @@ def spectra(op: Any, positions: Any = None, *, chunk: int | None = None) -> Iter
     return _steps(checked_matrix(op), wanted, chunk, op)
 
 
-def _steps(
-    T: Tensor, wanted: list[int], chunk: int | None, op: Operator
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _steps(T: Tensor, wanted: list[int], chunk: int | None, op: Operator) -> Iterator[tuple[Tensor, Tensor]]:
     lead, d, device = T.shape[:-2], op.block, op.device
     K = width(wanted, op)
     flat = T.reshape(-1, *T.shape[-2:])
@@ -246,9 +246,7 @@ def from_spectrum(sigma: Any, kind: Kind = "entropy", tol: float = 1e-3, relativ
     if sigma.shape[-1] == 0:
         return torch.zeros(sigma.shape[:-1], dtype=sigma.dtype, device=sigma.device)
     if not bool(torch.isfinite(sigma).all()):
-        raise ValueError(
-            "singular values overflowed or are NaN: T has entries too large to decompose, scale it down."
-        )
+        raise ValueError(OVERFLOW)
     largest = sigma.amax(dim=-1, keepdim=True)
     if kind == "tolerance":
         count: Tensor = (sigma > (tol * largest if relative else tol)).sum(dim=-1)

@@ -8,6 +8,7 @@ unless it is tiny; positions where a singular value is nearer to the threshold t
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -66,7 +67,7 @@ def relative_tolerance(T: Tensor, tol: float, at: list[int]) -> tuple[Tensor, Te
         found = _piece(T[rows], tol, run)
         counts[rows, run], band[rows, run] = found
 
-    in_parallel([lambda piece=piece: work(*piece) for piece in pieces], T.device)
+    in_parallel([partial(work, *piece) for piece in pieces], T.device)
     return counts[:, at], band[:, at]
 
 
@@ -108,9 +109,7 @@ def _piece(T: Tensor, tol: float, run: list[int]) -> tuple[Tensor, Tensor]:
     return counts, band
 
 
-def _decompose(
-    T: Tensor, tol: float, run: list[int], which: Tensor, counts: Tensor, band: Tensor
-) -> None:
+def _decompose(T: Tensor, tol: float, run: list[int], which: Tensor, counts: Tensor, band: Tensor) -> None:
     for k in which.any(dim=0).nonzero().flatten().tolist():
         rows = which[:, k]
         H = T[rows, run[k] :, : run[k]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from ess_widgets.metrics._pool import in_parallel
 from ess_widgets.metrics._svd import singular_values
 from ess_widgets.metrics.delayed import count_delayed
 from ess_widgets.metrics.elimination import count
+from ess_widgets.metrics.reference import OVERFLOW
 
 __all__ = ["TIE", "tolerance"]
 
@@ -21,6 +24,8 @@ _MARGIN = 8.0
 _WIDEST = 1e-2
 # Decompositions of single blocks that cost as much as the elimination with delayed pivots: N over this.
 _FEW = 32
+# Where eps * ‖T‖ is this close to the threshold, only a decomposition, which orders what it rounds, makes sense.
+_HOPELESS = 1e-2
 # Matrix entries per piece of parallel work.
 _ENTRIES = 2**19
 
@@ -71,7 +76,7 @@ def tolerance(T: Tensor, tau: Tensor, at: list[int]) -> tuple[Tensor, Tensor]:
     band = torch.zeros_like(error)
     some = doubtful.any(dim=1).nonzero().flatten().tolist()
     results = in_parallel(
-        [lambda b=b: _settle(T[b], float(tau[b]), at, doubtful[b].nonzero().flatten().tolist()) for b in some],
+        [partial(_settle, T[b], float(tau[b]), at, doubtful[b].nonzero().flatten().tolist()) for b in some],
         T.device,
     )
     for b, (found, width) in zip(some, results, strict=True):
@@ -88,10 +93,10 @@ def _both_edges(T: Tensor, tau: Tensor, half: Tensor, at: list[int]) -> tuple[Te
     parts = [slice(start, start + each) for start in range(0, B, each)]
     if len(parts) == 1:
         # One small batch or one matrix: the two edges are the independent pieces.
-        runs = in_parallel([lambda e=e: count(T, edges[e : e + 1], at) for e in (0, 1)], T.device)
+        runs = in_parallel([partial(count, T, edges[e : e + 1], at) for e in (0, 1)], T.device)
         counts, errors = (torch.cat(some) for some in zip(*runs, strict=True))
     else:
-        runs = in_parallel([lambda p=p: count(T[p], edges[:, p], at) for p in parts], T.device)
+        runs = in_parallel([partial(count, T[p], edges[:, p], at) for p in parts], T.device)
         counts, errors = (torch.cat(some, dim=1) for some in zip(*runs, strict=True))
     error = errors.amax(dim=0)
     return counts[0], error, (counts[0] != counts[1]) | ~(error <= half[:, None] / 2)
@@ -101,11 +106,14 @@ def _settle(T: Tensor, tau: float, at: list[int], doubtful: list[int]) -> tuple[
     """Counts and bands of the splits ``at[d]`` of one matrix."""
     N = len(T)
     splits = [at[d] for d in doubtful]
-    if len(splits) > max(4, N // _FEW):
+    rounding = _EPS * float(torch.linalg.vector_norm(T)) / tau
+    if len(splits) > max(4, N // _FEW) and rounding < _HOPELESS:
         return count_delayed(T, tau, splits)
     counts, bands = [], []
     for p in splits:
         sigma = singular_values(T[None, p:, :p])[0]
+        if not bool(torch.isfinite(sigma).all()):
+            raise ValueError(OVERFLOW)
         counts.append((sigma > tau).sum())
         bands.append(_EPS * N * sigma.max() / tau)
     return torch.stack(counts), torch.stack(bands)

@@ -390,7 +390,7 @@ def test_long_work_comes_in_several_steps() -> None:
 
 
 def test_large_operators_are_materialised_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ess_widgets.metrics import reference
+    from ess_widgets.metrics import routes
     from ess_widgets.operators import SoftmaxAttention
 
     q = torch.randn(3, 4, 10, 5, dtype=torch.float64)
@@ -404,7 +404,7 @@ def test_large_operators_are_materialised_part_by_part(monkeypatch: pytest.Monke
         return whole(self)
 
     monkeypatch.setattr(SoftmaxAttention, "matrix", watched)
-    monkeypatch.setattr(reference, "_ENTRIES", 500)
+    monkeypatch.setattr(routes, "_ENTRIES", 500)
     torch.testing.assert_close(ew.ess(op), profile, rtol=1e-12, atol=0)
     torch.testing.assert_close(ew.spectrum(op), sigma, rtol=0, atol=1e-13)
     assert shapes == [(5, 10, 10), (5, 10, 10), (2, 10, 10)] * 2
