@@ -6,6 +6,7 @@ observe it. The square-root form carries triangular factors of both, never Grami
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -192,16 +193,16 @@ def _two_to(exponent: Tensor) -> Tensor:
 
 def _singular_values(part: Factors) -> tuple[Tensor, Tensor]:
     """Of ``Nᵀ M``, and how far they may be from those of ``H_i``, all roundings included."""
-    n, eps = part.reach.shape[-1], torch.finfo(part.reach.dtype).eps
+    root, eps = math.sqrt(part.reach.shape[-1]), torch.finfo(part.reach.dtype).eps
     core = part.observe.mT @ part.reach
     norms = [torch.linalg.vector_norm(X, dim=-1) for X in (part.observe, part.reach)]
-    bound = part.bound + 3 * n * eps * (norms[0] * norms[1]).sum(-1)
+    bound = part.bound + (1 + root) * eps * (norms[0] * norms[1]).sum(-1)
     # LAPACK takes no NaN; where something overflowed nothing is known. Finite norms make a finite core.
     known = torch.isfinite(bound)
     if not bool(known.all()):
         core = core.where(known[..., None, None], 0.0)
     values = torch.linalg.svdvals(core)
-    return values, bound.where(known, torch.inf)
+    return values, (bound + 4 * root * eps * values[..., 0]).where(known, torch.inf)
 
 
 def _within_memory(op: Recurrence, compute: Callable[[Recurrence, int], Result]) -> Result:

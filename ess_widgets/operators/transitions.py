@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -146,8 +147,11 @@ class Transition(ABC):
 
     @property
     @abstractmethod
-    def roundings(self) -> int:
-        """How often an entry of ``apply`` is rounded, relative to ``apply_magnitude``, at most."""
+    def roundings(self) -> float:
+        """How far rows of ``apply`` are off by rounding, in units of roundoff and of ``apply_magnitude``.
+
+        More than is seen in practice; what can be proven grows with ``n``, what happens with its root.
+        """
 
     def adjoint(self) -> Transition:
         """``A_tᴴ``: transposed and conjugated."""
@@ -212,8 +216,8 @@ class Diagonal(Transition):
         return self.parts[0].abs() * x
 
     @property
-    def roundings(self) -> int:
-        return 4 if self.is_complex else 1
+    def roundings(self) -> float:
+        return 3.0 if self.is_complex else 1.0
 
     def transposed(self) -> Diagonal:
         return self
@@ -264,8 +268,8 @@ class DenseTransition(Transition):
         return (self.parts[0].abs() @ x.unsqueeze(-1)).squeeze(-1)
 
     @property
-    def roundings(self) -> int:
-        return (4 if self.is_complex else 1) * self.order
+    def roundings(self) -> float:
+        return (2 if self.is_complex else 1) * (1 + math.sqrt(self.order))
 
     def transposed(self) -> DenseTransition:
         return self._each(lambda A, _: A.mT)
@@ -333,8 +337,9 @@ class DiagonalPlusLowRank(Transition):
         return d * x + (U @ (V.mT @ x.unsqueeze(-1))).squeeze(-1)
 
     @property
-    def roundings(self) -> int:
-        return (4 if self.is_complex else 1) * (self.order + self.parts[1].shape[-1] + 2)
+    def roundings(self) -> float:
+        n, r = self.parts[1].shape[-2:]
+        return (2 if self.is_complex else 1) * (3 + math.sqrt(n) + math.sqrt(r))
 
     def transposed(self) -> DiagonalPlusLowRank:
         new = self._each(lambda part, _: part)
