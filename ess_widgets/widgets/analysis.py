@@ -1,9 +1,9 @@
-"""What the explorer knows of one captured input: spectra and ESS of its heads, computed piece by piece."""
+"""What the explorer knows of one captured input: ESS of all heads, spectra of some, computed piece by piece."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ess_widgets.capture import Capture, LayerCapture
-from ess_widgets.metrics import ceiling, from_spectrum, spectra
+from ess_widgets.metrics import ceiling, ess, from_spectrum, spectra
 from ess_widgets.operators import Dense
 
 __all__ = ["Analysis", "Measure"]
@@ -36,7 +36,7 @@ class Measure:
 
 
 class Analysis:
-    """Spectra of the heads of one sample of a capture, kept while they fit in ``budget`` bytes.
+    """ESS and spectra of the heads of one sample of a capture; spectra are kept while they fit in ``budget`` bytes.
 
     Parameters
     ----------
@@ -106,20 +106,21 @@ class Analysis:
             self._limits[layer] = state_size, top
         return self._limits[layer]
 
-    def advance(self, layer: str, head: int) -> bool:
-        """Compute a little more of the head's spectrum; True when it is whole."""
+    def advance(self, layer: str, head: int, first: int | None = None) -> bool:
+        """Compute a little more of the head's spectrum, about position ``first`` to begin with; True when it is whole."""
         key = layer, head
         if key in self._spectra:
             self._spectra.move_to_end(key)
             return True
         if key not in self._running:
             length = self.lengths[layer]
-            chunks = spectra(self.operator(layer, head))
-            self._running[key] = chunks, np.zeros((length, max(length // 2, 1)))
+            order = sorted(range(length), key=lambda i: abs(i - (length // 2 if first is None else first)))
+            chunks = spectra(self.operator(layer, head), order)
+            self._running[key] = chunks, np.full((length, max(length // 2, 1)), np.nan)
         chunks, values = self._running[key]
         for positions, sigma in chunks:
-            found = sigma.cpu().numpy()
-            values[np.asarray(positions), : found.shape[-1]] = found
+            values[np.asarray(positions)] = 0.0
+            values[np.asarray(positions), : sigma.shape[-1]] = sigma.cpu().numpy()
             return False
         del self._running[key]
         self._keep(key, values)
@@ -130,9 +131,12 @@ class Analysis:
         while len(self._spectra) > 1 and sum(v.nbytes for v in self._spectra.values()) > self._budget:
             self._spectra.popitem(last=False)
 
-    def spectrum(self, layer: str, head: int) -> np.ndarray | None:
-        """Singular values of every ``H_i``, ``(L, L // 2)``, or None where they are not known (any more)."""
-        return self._spectra.get((layer, head))
+    def spectrum(self, layer: str, head: int) -> tuple[np.ndarray | None, bool]:
+        """Singular values of every ``H_i``, ``(L, L // 2)``, NaN where they are not known yet, and whether all are."""
+        key = layer, head
+        if key in self._spectra:
+            return self._spectra[key], True
+        return (self._running[key][1] if key in self._running else None), False
 
     def measure(self, measure: Measure) -> None:
         """Say which ESS is wanted; what is known of another one is forgotten."""
@@ -143,17 +147,34 @@ class Analysis:
     def knows(self, layer: str, head: int) -> bool:
         return self.ess(layer, head) is not None
 
+    def compute(self, layer: str, heads: Sequence[int] | None = None) -> bool:
+        """Compute ESS of a few of the layer's heads that are not known yet; False when all are."""
+        missing = [
+            h for h in (range(self.heads[layer]) if heads is None else heads) if not self.knows(layer, h)
+        ]
+        if not missing:
+            return False
+        assert self._measure is not None, "measure() comes first"
+        some = missing[: self._at_once(layer)]
+        operator = self.captured[layer].operator[self.sample][some]
+        for head, values in zip(some, ess(operator, **self._measure.data()).cpu().numpy(), strict=True):
+            self._ess[layer, head] = values
+        return True
+
+    def _at_once(self, layer: str) -> int:
+        """Heads that take some tens of milliseconds on a CPU; all of them on a GPU."""
+        if self.captured[layer].operator.device.type != "cpu":
+            return self.heads[layer]
+        return max(1, int(24 * (128 / self.lengths[layer]) ** 2.5))
+
     def ess(self, layer: str, head: int) -> np.ndarray | None:
-        """ESS of the head at every position, ``(L,)``, or None where its spectrum has still to be computed."""
+        """ESS of the head at every position, ``(L,)``, or None where it has still to be computed."""
         key = layer, head
-        if key not in self._ess:
+        if key not in self._ess and key in self._spectra:
             assert self._measure is not None, "measure() comes first"
-            sigma = self._spectra.get(key)
-            if sigma is None:
-                return None
-            values = from_spectrum(torch.from_numpy(sigma), **self._measure.data())
+            values = from_spectrum(torch.from_numpy(self._spectra[key]), **self._measure.data())
             self._ess[key] = values.numpy()
-        return self._ess[key]
+        return self._ess.get(key)
 
     def profile(self, layer: str) -> np.ndarray:
         """ESS of the layer's heads, ``(heads, L)``; NaN for heads that are not known yet."""

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 import traitlets as t
 from torch import Tensor, nn
 
-from ess_widgets.capture import Cancelled, Capture, run
+from ess_widgets.capture import Capture
 
-from .analysis import Analysis
-from .grid import Grid
 from .measured import Measured
-from .requests import answer
-from .selection import Extent, Selection
+from .selection import Selection
 from .source import FixedInputs, Text
-from .threads import use_threads
-from .tokens import indexed
+from .steps import Steps
 from .view import View
-from .wire import operator_data, profile_data, spectrum_data
 from .worker import Worker
 
 __all__ = ["Explorer", "explore"]
 
 SAMPLE_TEXT = "The past is what a model keeps of it. Change this text, and see what it remembers."
-PROFILE_EVERY, GRID_EVERY = 0.1, 0.25  # seconds between partial updates
 
 
 class Explorer(View, Measured):
@@ -80,6 +72,7 @@ class Explorer(View, Measured):
 
     Examples
     --------
+    >>> import torch
     >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> mask = torch.nn.Transformer.generate_square_subsequent_mask(6)
     >>> explorer = Explorer(layer, inputs={"src": torch.randn(1, 6, 8), "src_mask": mask})
@@ -128,23 +121,12 @@ class Explorer(View, Measured):
         )
         if tokenizer is not None and text is None:
             text = SAMPLE_TEXT
-        self._model, self._wanted_layers, self._sample = model, layers, sample
-        self._analysis: Analysis | None = None
-        self._arrived: tuple[Analysis, dict[str, Any] | None, float] | None = None
-        self._grid: Grid | None = None
-        self._error: BaseException | None = None
-        self._requests: dict[str, Mapping[str, Any]] = {}
-        self._wanted = self._done = self._generation = 0
-        self._shown: dict[str, Any] = {}
-        self._sent_at: dict[str, float] = {}
-        self._seconds = 0.0
-        self._started = 0.0
-        self._threads = torch.get_num_threads()
+        self._steps = Steps(self, model, layers, sample)
         self._worker: Worker | None = None
         super().__init__(text=text, title=_title(model), **traits)
         self.on_msg(self._on_message)
         self.selection.observe(self._on_selection)
-        self._worker = Worker(self._step, self._fail, f"ess_widgets explorer {self.title}")
+        self._worker = Worker(self._steps.step, self._steps.fail, f"ess_widgets explorer {self.title}")
         self._rerun()
 
     # What the user asks for
@@ -155,7 +137,7 @@ class Explorer(View, Measured):
 
         NaN for heads that are still being computed; see :meth:`wait`.
         """
-        analysis, layer = self._analysis, self.selection.layer
+        analysis, layer = self._steps.analysis, self.selection.layer
         if analysis is None or layer not in analysis.heads:
             return np.empty((0, 0))
         return analysis.profile(layer)
@@ -163,7 +145,8 @@ class Explorer(View, Measured):
     @property
     def captured(self) -> Capture | None:
         """The capture that is shown: operators, inputs, outputs and residuals by layer; None before the first."""
-        return None if self._analysis is None else self._analysis.captured
+        analysis = self._steps.analysis
+        return None if analysis is None else analysis.captured
 
     @property
     def inputs(self) -> Any:
@@ -197,12 +180,12 @@ class Explorer(View, Measured):
         assert self._worker is not None
         later = self._worker.wait(timeout)
         if later is None:
-            self._raise()
+            self._steps.raise_error()
             return None
 
         async def wait() -> None:
             await later
-            self._raise()
+            self._steps.raise_error()
 
         return wait()
 
@@ -210,6 +193,7 @@ class Explorer(View, Measured):
         """Stop computing and close the widget."""
         worker = getattr(self, "_worker", None)  # None if the arguments were refused
         if worker is not None:
+            self._steps.close()
             worker.close()
         super().close()
 
@@ -241,7 +225,6 @@ class Explorer(View, Measured):
         if isinstance(change.old, Selection):
             change.old.unobserve(self._on_selection)
             self.selection.observe(self._on_selection)
-            self._shown.pop("extent", None)
             self._on_measure(change)
 
     def _on_selection(self, change: Any) -> None:
@@ -253,211 +236,13 @@ class Explorer(View, Measured):
 
     def _on_message(self, _: Any, content: Mapping[str, Any], buffers: Any) -> None:
         if content.get("type") in ("vectors", "detail") and self._worker is not None:
-            self._requests[content["type"]] = content
+            self._steps.requests[content["type"]] = content
             self._worker.wake()
 
     def _rerun(self) -> None:
         if self._worker is not None:
-            self._wanted += 1
-            self._error = None
+            self._steps.rerun()
             self._worker.wake()
-
-    # What the worker does: one short step at a time, the most urgent first
-
-    def _step(self) -> bool:
-        if self._done != self._wanted:
-            self._run_model()
-            return True
-        if self._arrived is not None:
-            return self._show_arrived(*self._arrived)
-        analysis = self._analysis
-        if analysis is None:
-            return False
-        analysis.measure(self.measure)
-        if self._requests:
-            self._answer(analysis, self._requests.popitem()[1])
-            return True
-        return self._show_head(analysis) or self._show_layer(analysis) or self._show_grid(analysis)
-
-    def _run_model(self) -> None:
-        wanted = self._wanted
-        self._done = wanted
-        self._arrived = None
-        self._say("running", "Running the model")
-        self._started = time.perf_counter()
-
-        def superseded() -> bool:
-            return self._wanted != wanted or self._worker is None or self._worker.closed
-
-        use_threads(self._threads, self._threads)
-        try:
-            call = self._source.call(self._model, self.text)
-            captured = run(
-                self._model,
-                call.args,
-                call.kwargs,
-                layers=self._wanted_layers,
-                should_stop=superseded,
-                keep_output=False,
-            )
-            analysis = Analysis(captured, self._sample)
-        except Cancelled:
-            return
-        finally:
-            # The matrices to come are small: more threads only wait for each other.
-            use_threads(1, self._threads)
-        self._arrived = analysis, call.tokens, time.perf_counter() - self._started
-
-    def _show_arrived(self, analysis: Analysis, tokens: dict[str, Any] | None, seconds: float) -> bool:
-        """The first paint: the selected head of the new input, then everything changes at once."""
-        analysis.measure(self.measure)
-        layer, head = self._chosen(analysis)
-        if not analysis.advance(layer, head):
-            return True
-        previous, self._analysis, self._arrived = self._analysis, analysis, None
-        self._seconds = seconds
-        length = analysis.lengths[layer]
-        if previous is None or self._grid is None or previous.heads != analysis.heads:
-            self._grid = Grid(analysis.heads)
-        else:
-            self._grid.expire()
-        self.selection._fit(Extent(analysis.layers, analysis.heads, length), layer=layer)
-        if self.selection.position is None:
-            self.selection.position = length // 2
-        self._generation += 1
-        self._shown = {}
-        self._publish(
-            tokens=indexed(length) if tokens is None else tokens,
-            layers=analysis.layer_data(),
-            grid_data=self._grid.data(self.measure.data()),
-            **self._head_traits(analysis, layer, head),
-        )
-        return True
-
-    def _chosen(self, analysis: Analysis) -> tuple[str, int]:
-        layer = self.selection.layer
-        if isinstance(layer, int) and 0 <= layer < len(analysis.layers):
-            layer = analysis.layers[layer]
-        if layer not in analysis.heads:
-            layer = analysis.layers[len(analysis.layers) // 2]
-        return layer, min(self.selection.head, analysis.heads[layer] - 1)
-
-    def _show_head(self, analysis: Analysis) -> bool:
-        layer, head = self._chosen(analysis)
-        if self._shown.get("head") == (layer, head):
-            return False
-        if analysis.advance(layer, head):
-            self._publish(**self._head_traits(analysis, layer, head))
-        return True
-
-    def _head_traits(self, analysis: Analysis, layer: str, head: int) -> dict[str, Any]:
-        self._shown["head"] = layer, head
-        spectrum = analysis.spectrum(layer, head)
-        assert spectrum is not None
-        return {
-            "operator_data": operator_data(analysis.operator(layer, head).matrix(), layer, head),
-            "spectrum_data": spectrum_data(spectrum, layer, head),
-            **self._layer_traits(analysis, layer),
-        }
-
-    def _show_layer(self, analysis: Analysis) -> bool:
-        layer, _ = self._chosen(analysis)
-        for head in range(analysis.heads[layer]):
-            if not analysis.knows(layer, head):
-                if analysis.advance(layer, head) and self._due("profile", PROFILE_EVERY):
-                    self._publish(**self._layer_traits(analysis, layer))
-                return True
-        if self._shown.get("profile") != (layer, self.measure, True):
-            self._publish(**self._layer_traits(analysis, layer))
-            return True
-        return False
-
-    def _layer_traits(self, analysis: Analysis, layer: str) -> dict[str, Any]:
-        ess = analysis.profile(layer)
-        self._shown["profile"] = layer, self.measure, not np.isnan(ess).any()
-        self._sent_at["profile"] = time.perf_counter()
-        return {"profile_data": profile_data(ess, *analysis.limits(layer), layer, self.measure.data())}
-
-    def _show_grid(self, analysis: Analysis) -> bool:
-        grid, measure = self._grid, self.measure
-        assert grid is not None
-        stamp = self._generation, measure
-        if self._shown.get("grid") == stamp:
-            return False
-        if self._shown.get("filling") != stamp:
-            self._shown["filling"] = stamp
-            grid.expire()
-        chosen, _ = self._chosen(analysis)
-        total = sum(analysis.heads.values())
-        known = 0
-        until = time.perf_counter() + 0.03
-        for layer in [chosen, *(name for name in analysis.layers if name != chosen)]:
-            for head in range(analysis.heads[layer]):
-                known += 1
-                if grid.is_fresh(layer, head, stamp):
-                    continue
-                if layer not in analysis.residuals:
-                    analysis.verify(layer)
-                    return True
-                ess = analysis.ess(layer, head)
-                if ess is None:
-                    if analysis.advance(layer, head) and self._due("grid", GRID_EVERY):
-                        self._publish_grid(analysis, grid, known / total)
-                    return True
-                state_size, ceiling = (limit[head] for limit in analysis.limits(layer))
-                grid.fill(layer, head, stamp, ess, state_size, ceiling)
-                if time.perf_counter() > until:
-                    return True
-        self._shown["grid"] = stamp
-        self._publish_grid(analysis, grid, None)
-        return False
-
-    def _publish_grid(self, analysis: Analysis, grid: Grid, progress: float | None) -> None:
-        self._sent_at["grid"] = time.perf_counter()
-        heads = sum(analysis.heads.values())
-        if progress is None:
-            took = time.perf_counter() - self._started
-            status = _status(
-                "ready", f"Up to date: model {self._seconds:.2f} s, {heads} heads in {took:.1f} s"
-            )
-        else:
-            status = _status("computing", f"{int(progress * heads)} of {heads} heads", progress)
-        if self._error is not None:
-            status = self.status
-        self._publish(grid_data=grid.data(self.measure.data()), layers=analysis.layer_data(), status=status)
-
-    def _answer(self, analysis: Analysis, request: Mapping[str, Any]) -> None:
-        """What a view asks for beyond the traits; a request that no longer fits the input is dropped."""
-        layer, head = request.get("layer"), request.get("head")
-        if layer not in analysis.heads or not isinstance(head, int) or not 0 <= head < analysis.heads[layer]:
-            return
-        message = answer(analysis.operator(layer, head), layer, head, request)
-        if message is not None:
-            self.send(*message)
-
-    def _due(self, name: str, seconds: float) -> bool:
-        return time.perf_counter() - self._sent_at.get(name, 0.0) >= seconds
-
-    def _say(self, phase: str, message: str) -> None:
-        self._publish(status=_status(phase, message))
-
-    def _fail(self, error: BaseException) -> None:
-        if self._done != self._wanted:
-            return  # a newer edit is already waiting
-        self._arrived = None
-        self._error = error
-        text = str(error).strip()
-        self._say(
-            "error", text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
-        )
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-
-def _status(phase: str, message: str, progress: float | None = None) -> dict[str, Any]:
-    return {"phase": phase, "message": message, "progress": progress}
 
 
 def _title(model: nn.Module) -> str:
@@ -489,6 +274,7 @@ def explore(
 
     Examples
     --------
+    >>> import torch
     >>> attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
     >>> x = torch.randn(1, 5, 8)
     >>> causal = torch.ones(5, 5).triu(1).bool()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import traitlets as t
 
 from ess_widgets.capture import Capture
@@ -68,11 +67,9 @@ class LayerGridView(View, Measured):
         for layer in analysis.layers:
             analysis.verify(layer)
             state_size, ceiling = analysis.limits(layer)
-            for head in range(analysis.heads[layer]):
-                while not analysis.knows(layer, head):
-                    analysis.advance(layer, head)
-                ess: np.ndarray | None = analysis.ess(layer, head)
-                assert ess is not None
+            while analysis.compute(layer):
+                pass
+            for head, ess in enumerate(analysis.profile(layer)):
                 grid.fill(layer, head, None, ess, state_size[head], ceiling[head])
         self._publish(grid_data=grid.data(self.measure.data()), layers=analysis.layer_data())
 
