@@ -176,7 +176,9 @@ def _make(alpha: float, beta: float, upper: float, L: float) -> Rule:
     combine = _bumps(shifts)
     sums = np.column_stack([plain, plain - entropy]) * scale[:, None]
     even = sums[:, 0] + np.append(np.zeros(len(shifts)), beta)
-    wrong = _dominate(left, (basis / scale) @ combine) @ combine.T + (worst[:, None] * parts)[..., None] * even
+    wrong = (
+        _dominate(left, (basis / scale) @ combine) @ combine.T + (worst[:, None] * parts)[..., None] * even
+    )
     floors = worst[:, None] * floors * alpha
     return Rule(
         shifts=tuple(shifts.tolist()),
@@ -194,11 +196,12 @@ def _make(alpha: float, beta: float, upper: float, L: float) -> Rule:
 
 @lru_cache(maxsize=256)
 def rule(alpha: int, beta: int, upper: int, target: int) -> Rule:
-    """The rule for ``α = 2**alpha``, ``β = 2**beta``, ``σ ≤ 2**(upper / 2)`` and about ``ε ≤ 2**target``."""
-    L = 0.5 - target * math.log(2)
+    """The rule for ``α = 2**alpha``, ``β = 2**beta``, ``σ ≤ 2**(upper / 2)`` and about ``ε ≤ 2**(target / 2)``."""
+    goal = 2.0 ** (target / 2)
+    L = 0.5 - math.log(goal)
     best = _make(2.0**alpha, 2.0**beta, 2.0 ** (upper / 2), L)
     for _ in range(8):
-        if best.nominal <= 2.0**target:
+        if best.nominal <= goal:
             break
         L += 0.5
         made = _make(2.0**alpha, 2.0**beta, 2.0 ** (upper / 2), L)

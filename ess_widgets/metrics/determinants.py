@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-__all__ = ["log_determinants"]
+from ess_widgets.metrics._svd import one_thread
+
+__all__ = ["NestedElimination", "log_determinants"]
 
 # Blocks of at most this many positions are finished by elementwise elimination, one vector operation over all
 # blocks, matrices and shifts. Measured on one Zen 3 core: LAPACK takes 0.7 µs for a block of 8, elementwise 0.2;
 # at 16 they meet.
-_LEAF = 8
+_LEAF = 16
 # Symmetric products of factors with at least this many rows are formed without their upper right quarter.
 _STRIPS = 128
-# Entries of the working arrays of one chunk (matrices x shifts), measured: larger ones leave the cache.
-_CHUNK = 2**18
+# Entries of the matrices of one chunk (matrices x shifts). Measured: smaller ones are all overhead, ten times as
+# large ones leave the cache. A GPU wants all it can get.
+_CHUNK, _CHUNK_GPU = 2**20, 2**26
 
 
 def log_determinants(T: Tensor, at: Sequence[int], shifts: Sequence[float]) -> Tensor:
     r"""``Σ_k log(1 + σ_k² / s²)`` of ``H_p = T[p:, :p]`` for every split ``p`` and shift ``s``.
-
-    The matrix ``[[I, X], [Xᵀ, -I]]`` with ``X = T / s`` has this as the logarithm of its determinant's modulus
-    on outputs ``p:`` and inputs ``:p``. All splits in ``[a, b)`` share outputs ``b:`` and inputs ``:a``: these
-    are eliminated once, the interval is halved, and so on. The matrix is quasi-definite, so no order of
-    elimination needs pivoting.
 
     Parameters
     ----------
@@ -47,37 +46,78 @@ def log_determinants(T: Tensor, at: Sequence[int], shifts: Sequence[float]) -> T
     >>> log_determinants(torch.ones(1, 2, 2).tril().double(), [1], [1.0]).exp()
     tensor([[[2.]]], dtype=torch.float64)
     """
-    B, N = T.shape[0], T.shape[-1]
-    inner = sorted({p for p in at if 0 < p < N})
-    result = T.new_zeros(B, len(shifts), len(at))
-    if not inner or not B or not len(shifts):
+    return NestedElimination(T.tril(-1), at)(T.new_tensor([list(shifts)] * T.shape[0]))
+
+
+class NestedElimination:
+    r"""Log-determinants of a strictly lower triangular matrix at every split, for shifts asked for later.
+
+    The matrix ``[[I, X], [Xᵀ, -I]]`` with ``X = T / s`` has ``Π_k (1 + σ_k² / s²)`` as its determinant's modulus
+    on outputs ``p:`` and inputs ``:p``. All splits in ``[a, b)`` share outputs ``b:`` and inputs ``:a``: these
+    are eliminated once, the interval is halved, and so on. The matrix is quasi-definite, so no order of
+    elimination needs pivoting. On the CPU it takes as many threads of its own as torch may use, because
+    batches of small factorisations do not.
+
+    Parameters
+    ----------
+    T : Tensor, ``(B, N, N)``
+        float64, zero on and above the diagonal.
+    at : sequence of int
+        Splits in ``0 .. N``, in any order.
+    """
+
+    def __init__(self, T: Tensor, at: Sequence[int]) -> None:
+        N = T.shape[-1]
+        levels = 0
+        while N > _LEAF << levels:
+            levels += 1
+        self.size = -(-N // (1 << levels)) << levels
+        columns = [k for k, p in enumerate(at) if 0 < p < N]
+        self.splits = len(at)
+        self.tree = _Tree(self.size, levels, sorted({at[k] for k in columns}))
+        place = {p: k for k, p in enumerate(self.tree.order)}
+        self.source = torch.tensor([place[at[k]] for k in columns], dtype=torch.long, device=T.device)
+        self.target = torch.tensor(columns, dtype=torch.long, device=T.device)
+        entries = _CHUNK if T.device.type == "cpu" else _CHUNK_GPU
+        self.at_once = max(1, entries // self.size**2)
+        pad = self.size - N
+        self.root = _Root(torch.nn.functional.pad(T, (0, pad, 0, pad)) if pad else T, self.tree)
+
+    def __call__(self, shifts: Tensor, items: Tensor | None = None) -> Tensor:
+        """Log-determinants ``(items, S, P)`` at shifts ``(items, S)``, of all matrices or those at ``items``."""
+        X = self.root.X
+        count, S = shifts.shape
+        result = X.new_zeros(count, S, self.splits)
+        if not count or not S or not len(self.target):
+            return result
+        rows = min(count, max(1, self.at_once // S))
+        columns = min(S, max(1, self.at_once // rows))
+        chunks = [
+            (slice(b, b + rows), slice(k, k + columns))
+            for b in range(0, count, rows)
+            for k in range(0, S, columns)
+        ]
+        workers = min(torch.get_num_threads(), len(chunks)) if X.device.type == "cpu" else 1
+
+        def work(first: int) -> None:
+            space: _Work | None = None
+            with one_thread(X.device):
+                for rows, columns in chunks[first::workers]:
+                    root = self.root[rows if items is None else items[rows]]
+                    s = shifts[rows, columns]
+                    G = s.numel()
+                    if space is None or space.G != G:
+                        space = None  # frees it before the next is made
+                        space = _Work(X, self.tree, G)
+                    logs = _eliminate(root, self.tree, s, space)
+                    result[rows, columns].index_copy_(-1, self.target, logs.index_select(-1, self.source))
+
+        if workers == 1:
+            work(0)
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(work, range(workers)))
         return result
-    levels = 0
-    while N > _LEAF << levels:
-        levels += 1
-    size = -(-N // (1 << levels)) << levels
-    tree = _Tree(size, levels, inner)
-    place = {p: k for k, p in enumerate(tree.order)}
-    columns = [k for k, p in enumerate(at) if 0 < p < N]
-    source = torch.tensor([place[at[k]] for k in columns], device=T.device)
-    target = torch.tensor(columns, device=T.device)
-    s = torch.tensor(list(shifts), dtype=T.dtype, device=T.device)
-    per_item = size * size
-    at_once = max(1, _CHUNK // per_item) if T.device.type == "cpu" else max(1, 2**27 // per_item)
-    rows = min(B, max(1, at_once // len(shifts)))
-    columns_at_once = max(1, min(len(shifts), at_once // rows))
-    work: _Work | None = None
-    for b in range(0, B, rows):
-        X = torch.nn.functional.pad(T[b : b + rows].tril(-1), (0, size - N, 0, size - N))
-        root = _Root(X, tree)
-        for k in range(0, len(shifts), columns_at_once):
-            part = s[k : k + columns_at_once]
-            if work is None or work.G != len(X) * len(part):
-                work = None  # frees it before the next is made
-                work = _Work(X, tree, len(X) * len(part))
-            logs = _eliminate(root, tree, part, work)
-            result[b : b + rows, k : k + len(part)].index_copy_(-1, target, logs.index_select(-1, source))
-    return result
 
 
 class _Tree:
@@ -123,11 +163,17 @@ class _Root:
             if first:
                 block = X[:, h:m, :h]
                 new = block.mT @ block
-                self.first.append(new + self.first[-1][:, :h, :h] if level else new)
+                self.first.append(new.add_(self.first[-1][:, :h, :h]) if level else new)
             if last:
                 block = X[:, N - h :, N - m : N - h]
                 new = block @ block.mT
-                self.last.append(new + self.last[-1][:, h:, h:] if level else new)
+                self.last.append(new.add_(self.last[-1][:, h:, h:]) if level else new)
+
+    def __getitem__(self, items: slice | Tensor) -> _Root:
+        part = _Root.__new__(_Root)
+        part.X = self.X[items]
+        part.first, part.last = ([gram[items] for gram in grams] for grams in (self.first, self.last))
+        return part
 
 
 def _pick(A: Tensor, places: list[int]) -> Tensor:
@@ -144,19 +190,20 @@ class _Work:
         self.G = G
         self.blocks: list[tuple[Tensor, Tensor, Tensor]] = []
         self.rows: list[Tensor] = []
-        for level, (left, right) in enumerate(tree.parents):
+        for level, ((left, right), edges) in enumerate(zip(tree.parents, tree.edges, strict=True)):
             h, count = tree.size >> (level + 1), len(left) + len(right)
+            inner = max(len(left) - edges[0], len(right) - edges[1])
             P, Y, Q = (X.new_empty(count, G, h, h) for _ in range(3))
             self.blocks.append((P, Y, Q))
-            self.rows.append(X.new_empty(max(len(left), len(right)), G, 2 * h, h))
+            self.rows.append(X.new_empty(inner, G, 2 * h, h))
 
 
 def _eliminate(root: _Root, tree: _Tree, s: Tensor, work: _Work) -> Tensor:
     """Log-determinants ``(rows, shifts, splits in the tree's order)``."""
     X, N = root.X, tree.size
-    rows = X.shape[0]
-    G = rows * len(s)
-    shift, square = s[:, None, None], (s * s)[:, None, None]
+    rows, S = s.shape
+    G = rows * S
+    shift, square = s[..., None, None], s.square()[..., None, None]
     # Blocks run along dimension 0, (row, shift) along 1: outputs P, coupling Y (outputs x inputs), inputs Q.
     P = Y = Q = X
     logs = X.new_zeros(1, G)
@@ -173,11 +220,11 @@ def _eliminate(root: _Root, tree: _Tree, s: Tensor, work: _Work) -> Tensor:
                 # The outermost block has only eliminated variables that nothing had touched: pivots of 1.
                 edge, gram, at = (0, root.first, 0) if side == 0 else (count - 1, root.last, N - h)
                 touched, untouched = (outs[k][edge] for k in ((2, 0) if side == 0 else (0, 2)))
-                torch.div(gram[level][:, None], square, out=touched.view(rows, len(s), h, h))
+                torch.div(gram[level][:, None], square, out=touched.view(rows, S, h, h))
                 touched.diagonal(dim1=-2, dim2=-1).add_(1)
                 untouched.zero_().diagonal(dim1=-2, dim2=-1).fill_(1)
                 corner = X[:, None, at : at + h, at : at + h]
-                torch.div(corner, shift, out=outs[1][edge].view(rows, len(s), h, h))
+                torch.div(corner, shift, out=outs[1][edge].view(rows, S, h, h))
                 new_logs[edge] = logs[-side]
                 places = places[1:] if side == 0 else places[:-1]
                 lo += 1 - side
@@ -193,8 +240,8 @@ def _eliminate(root: _Root, tree: _Tree, s: Tensor, work: _Work) -> Tensor:
     if not tree.levels:
         eye = torch.eye(N, dtype=X.dtype, device=X.device)
         Y = (X[:, None] / shift).reshape(1, G, N, N)
-        P = Q = eye.expand(1, G, N, N)
-    return _leaves(P, Y, Q, logs).reshape(rows, len(s), -1)
+        P = Q = eye.repeat(1, G, 1, 1)
+    return _leaves(P, Y, Q, logs).reshape(rows, S, -1)
 
 
 def _halves(
@@ -251,33 +298,56 @@ def _add_product(A: Tensor, left: Tensor, right: Tensor, sign: int) -> None:
 def _leaves(P: Tensor, Y: Tensor, Q: Tensor, logs: Tensor) -> Tensor:
     """All splits of the last blocks: ``(G, blocks * m)``."""
     n, G, m = P.shape[:3]
-    # Items last: every operation below is one pass over contiguous numbers of all items.
-    M = P.new_empty(2 * m, 2 * m, n, G)
-    M[:m, :m] = P.permute(2, 3, 0, 1)
-    M[:m, m:] = Y.permute(2, 3, 0, 1)
-    M[m:, :m] = Y.permute(3, 2, 0, 1)
-    M[m:, m:] = Q.permute(2, 3, 0, 1).neg()
-    out = M.new_empty(m, n * G)
-    _halve(M.view(2 * m, 2 * m, n * G), logs.reshape(-1), out)
-    return out.view(m, n, G).permute(2, 1, 0).reshape(G, n * m)
+    size = 1 << (m - 1).bit_length()
+    # [[P, Y], [Yᵀ, -Q]] with output k at 2k and input k at 2k + 1, so that halves are contiguous. Items last:
+    # every operation below is one pass over contiguous numbers of all items.
+    shape = 2 * size, 2 * size, n * G
+    M = P.new_zeros(shape) if m < size else P.new_empty(shape)
+    outputs, inputs = slice(0, 2 * m, 2), slice(1, 2 * m, 2)
+    P, Y, Q = (A.view(n * G, m * m).mT.contiguous().view(m, m, n * G) for A in (P, Y, Q))
+    M[outputs, outputs] = P
+    M[outputs, inputs] = Y
+    M[inputs, outputs] = Y.transpose(0, 1)
+    torch.neg(Q, out=M[inputs, inputs])
+    for k in range(m, size):
+        M[2 * k, 2 * k], M[2 * k + 1, 2 * k + 1] = 1, -1
+    logs = logs.reshape(1, -1)
+    blocks = 1
+    while size > 1:
+        logs = _halve(M, logs, blocks)
+        blocks, size = 2 * blocks, size // 2
+    logs = logs + M.diagonal(dim1=0, dim2=1)[:, ::2].mT.log()
+    return logs[:m].view(m, n, G).permute(2, 1, 0).reshape(G, n * m)
 
 
-def _halve(M: Tensor, logs: Tensor, out: Tensor) -> None:
-    """The recursion on ``[[P, Y], [Yᵀ, -Q]]``, ``(2m, 2m, items)``, elementwise, down to single splits."""
-    m = M.shape[0] // 2
-    if m == 1:
-        torch.add(logs, M[0, 0].log(), out=out[0])
-        return
-    h = m // 2
-    o1, o2 = list(range(h)), list(range(h, m))
-    i1, i2 = list(range(m, m + h)), list(range(m + h, 2 * m))
-    for pivots, kept, sign, target in ((o2, o1 + i1, 1, out[:h]), (i1, o2 + i2, -1, out[h:])):
-        order = torch.tensor(pivots + kept, device=M.device)
-        A = M[order[:, None], order]
-        gain = logs
-        for k in range(len(pivots)):
-            pivot = A[k, k]
-            row = A[k, k + 1 :]
-            A[k + 1 :, k + 1 :].addcmul_(row[:, None], (row / pivot)[None], value=-1)
-            gain = gain + (pivot if sign > 0 else -pivot).log()
-        _halve(A[len(pivots) :, len(pivots) :], gain, target)
+def _halve(M: Tensor, logs: Tensor, blocks: int) -> Tensor:
+    """One step of the recursion for all blocks on the diagonal of ``M (w * blocks, w * blocks, items)``, in place.
+
+    ``logs (blocks, items)`` become those of the halves, ``(2 * blocks, items)``.
+    """
+    items = M.shape[-1]
+    w = M.shape[0] // blocks
+    half, h = w // 2, w // 4
+    diagonal = M.view(blocks, w, blocks, w, items).diagonal(dim1=0, dim2=2)
+    D = diagonal.permute(3, 0, 1, 2)
+    # Rows of the pivots: outputs of the second half, inputs of the first.
+    rows = M.new_empty(2, h, h + half, blocks, items)
+    rows[0, :, :h] = D[:, half::2, half::2].permute(1, 2, 0, 3)
+    rows[0, :, h:] = D[:, half::2, :half].permute(1, 2, 0, 3)
+    rows[1, :, :h] = D[:, 1:half:2, 1:half:2].permute(1, 2, 0, 3)
+    rows[1, :, h:] = D[:, 1:half:2, half:].permute(1, 2, 0, 3)
+    rows = rows.permute(1, 2, 3, 0, 4)
+    kept = M.view(2 * blocks, half, 2 * blocks, half, items).diagonal(dim1=0, dim2=2)
+    kept = kept.permute(0, 1, 3, 2).unflatten(2, (blocks, 2))
+    sign = M.new_tensor([1.0, -1.0])[:, None]
+    gain = logs[:, None]
+    for k in range(h):
+        pivot = rows[k, k]
+        row = rows[k, k + 1 :]
+        scaled = row / pivot
+        if k + 1 < h:
+            rows[k + 1 :, k + 1 :].addcmul_(row[: h - k - 1, None], scaled[None], value=-1)
+        row, scaled = row[h - k - 1 :], scaled[h - k - 1 :]
+        kept.addcmul_(row[:, None], scaled[None], value=-1)
+        gain = gain + (pivot * sign).log()
+    return gain.reshape(2 * blocks, items)
