@@ -227,7 +227,8 @@ class _Tree:
         windows = whole.as_strided((n, m, m, m), (4 * m * m, 2 * m + 1, 2 * m, 1)).reshape(-1, m, m)
         negative, magnitude = negatives(windows)
         split = nodes.first[:, None] + torch.arange(m, device=whole.device)
-        inside = split < self._counts.shape[-1]
+        # At either end there is nothing to count.
+        inside = (split > 0) & (split < self._counts.shape[-1] - 1)
         at = nodes.run[:, None].expand_as(split)[inside], split[inside]
         self._counts[at] = (nodes.negative[:, None] + negative.view(n, m))[inside]
         self._errors[at] = (nodes.error[:, None] + _SLACK * _EPS * magnitude.view(n, m))[inside]
