@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ess_widgets.metrics._checks import check_chunk, position_list
-from ess_widgets.metrics._svd import one_thread, working_dtype
+from ess_widgets.metrics._pool import in_parallel
+from ess_widgets.metrics._svd import working_dtype
 from ess_widgets.metrics._sweeps import Factors, Sweeps, chunk_size
 from ess_widgets.operators.recurrence import Recurrence
 
@@ -25,6 +26,7 @@ __all__ = ["Factors", "factors", "spectra"]
 # Bytes that each kind of temporary may take.
 _BYTES = {"cpu": 2**25, "cuda": 2**29}
 _LEAST = 2**20
+Take = Callable[[slice, Tensor, Factors, Tensor], None]
 Result = TypeVar("Result", Factors, tuple[Tensor, Tensor])
 
 
@@ -118,13 +120,16 @@ def _spectra(op: Recurrence, wanted: list[int], chunk: int | None, room: int) ->
     K = max(ranks, default=0)
     sigma = torch.zeros(lead.numel(), len(wanted), K, dtype=torch.float64, device=op.device)
     bound = sigma.new_zeros(lead.numel(), len(wanted))
-    for rows, columns, part, scales in _parts(op, wanted, chunk, room):
+
+    def take(rows: slice, columns: Tensor, part: Factors, exponents: Tensor) -> None:
         values, error = _singular_values(part)
         # Half of it twice: as a whole it may leave the range of floats.
-        half = (scales[0] + scales[1]) // 2
-        for scale in map(_two_to, (half, scales[0] + scales[1] - half)):
-            values, error = values * scale.view(-1, 1, 1), error * scale.view(-1, 1)
+        exponent = exponents.sum(dim=0)
+        for half in (exponent // 2, exponent - exponent // 2):
+            values, error = values * _two_to(half).view(-1, 1, 1), error * _two_to(half).view(-1, 1)
         sigma[rows, columns], bound[rows, columns] = values[..., :K], error
+
+    _work(op, wanted, chunk, room, take)
     beyond = torch.arange(K, device=op.device) >= torch.tensor(ranks, device=op.device).unsqueeze(-1)
     sigma.masked_fill_(beyond, 0.0)
     return sigma.reshape(*lead, len(wanted), K), bound.reshape(*lead, len(wanted))
@@ -134,11 +139,14 @@ def _factors(op: Recurrence, wanted: list[int], chunk: int | None, room: int) ->
     lead, n = op.shape[:-2], _state(op)
     reach = torch.zeros(lead.numel(), len(wanted), n, n, dtype=torch.float64, device=op.device)
     observe, bound = torch.zeros_like(reach), reach.new_zeros(lead.numel(), len(wanted))
-    for rows, columns, part, scales in _parts(op, wanted, chunk, room):
-        B_scale, C_scale = (_two_to(scale) for scale in scales)
+
+    def take(rows: slice, columns: Tensor, part: Factors, exponents: Tensor) -> None:
+        B_scale, C_scale = _two_to(exponents)
         reach[rows, columns] = part.reach * B_scale.view(-1, 1, 1, 1)
         observe[rows, columns] = part.observe * C_scale.view(-1, 1, 1, 1)
         bound[rows, columns] = part.bound * B_scale.view(-1, 1) * C_scale.view(-1, 1)
+
+    _work(op, wanted, chunk, room, take)
     shape = (*lead, len(wanted))
     return Factors(reach.reshape(*shape, n, n), observe.reshape(*shape, n, n), bound.reshape(shape))
 
@@ -147,44 +155,48 @@ def _state(op: Recurrence) -> int:
     return op.order * (2 if op.is_complex else 1)
 
 
-def _parts(
-    op: Recurrence, wanted: list[int], chunk: int | None, room: int
-) -> Iterator[tuple[slice, Tensor, Factors, Tensor]]:
-    """Factors of some leading entries at some of the positions: which entries, which positions, what, and the
-    exponents of two, ``(2, b)``, by which ``reach`` and ``observe`` are too small."""
-    lead, L, n = op.shape[:-2], op.length, _state(op)
-    count, size = lead.numel(), chunk_size(L, op.block, n)
+def _work(op: Recurrence, wanted: list[int], chunk: int | None, room: int, take: Take) -> None:
+    """Hand over the factors of all leading entries, some entries and some positions at a time."""
+    count, L, n = op.shape[:-2].numel(), op.length, _state(op)
+    threads = torch.get_num_threads() if op.device.type == "cpu" else 1
+    room //= threads
+    size = chunk_size(L, op.block, n)
     # Per leading entry: what the first pass keeps, and what the second makes of one chunk.
     kept, made = 16 * L * n * (1 + n // size), 16 * n * n * (size + 1)
-    at_once = chunk or max(1, room // max(kept, made))
+    at_once = chunk or max(1, min(room // max(kept, made), -(-count // threads)))
     at = torch.tensor(wanted, dtype=torch.int64, device=op.device)
-    where = at // size
-    needed = torch.unique(where)
-    for start in range(0, count, at_once):
-        rows = slice(start, min(start + at_once, count))
-        sweeps, scales = _sweeps(op, rows)
-        for chunks in needed.split(max(1, room // (made * (rows.stop - rows.start)))):
+
+    @torch.no_grad()
+    def piece(rows: slice) -> None:
+        sweeps, exponents = _sweeps(op, rows)
+        where = at // size
+        for chunks in torch.unique(where).split(max(1, room // (made * (rows.stop - rows.start)))):
             columns = torch.isin(where, chunks).nonzero().squeeze(-1)
             local = torch.searchsorted(chunks, where[columns]) * size + at[columns] % size
-            found = sweeps.factors(chunks)
+            part = sweeps.factors(chunks)
             if len(local) < len(chunks) * size or bool((local.diff() != 1).any()):
-                found = Factors(found.reach[:, local], found.observe[:, local], found.bound[:, local])
-            yield rows, columns, found, scales
+                part = Factors(part.reach[:, local], part.observe[:, local], part.bound[:, local])
+            take(rows, columns, part, exponents)
+
+    rows = (slice(start, min(start + at_once, count)) for start in range(0, count, at_once))
+    in_parallel([partial(piece, some) for some in rows], op.device)
 
 
 def _sweeps(op: Recurrence, rows: slice) -> tuple[Sweeps, Tensor]:
-    """The sweeps of some leading entries, and exponents of two by which each one's factors are too small."""
+    """The sweeps of some leading entries, and the exponents of two, ``(2, b)``, by which ``reach`` and ``observe``
+    are then too small."""
     lead = op.shape[:-2]
     entries = torch.arange(rows.start, rows.stop, device=op.device)
     part = op[torch.unravel_index(entries, lead) if lead else None]
     B, C = (X if op.block > 1 else X.unsqueeze(-2) for X in (part.B, part.C))
     dtype = torch.complex128 if op.is_complex else torch.float64
     # Dividing by a power of two rounds nothing, and near 1 squares stay in range.
-    scales = torch.stack([torch.frexp(X.abs().flatten(1).amax(-1).double())[1] for X in (B, C)]).clamp(
-        -1000, 1000
+    exponents = torch.stack([torch.frexp(X.abs().flatten(1).amax(-1).double())[1] for X in (B, C)])
+    exponents = exponents.clamp(-1000, 1000)
+    B, C = (
+        X.to(dtype) / scale.view(-1, 1, 1, 1) for X, scale in zip((B, C), _two_to(exponents), strict=True)
     )
-    B, C = (X.to(dtype) / _two_to(scale).view(-1, 1, 1, 1) for X, scale in zip((B, C), scales, strict=True))
-    return Sweeps(part.A.to(dtype=dtype), B, C, before=op.read == "before"), scales
+    return Sweeps(part.A.to(dtype=dtype), B, C, before=op.read == "before"), exponents
 
 
 def _two_to(exponent: Tensor) -> Tensor:
@@ -226,8 +238,7 @@ def _within_memory(op: Recurrence, compute: Callable[[Recurrence, int], Result])
 
 def _try(compute: Callable[[Recurrence, int], Result], op: Recurrence, room: int) -> Result | None:
     try:
-        with one_thread(op.device):
-            return compute(op, room)
+        return compute(op, room)
     except torch.OutOfMemoryError:
         if op.device.type == "cpu":
             raise
