@@ -103,6 +103,31 @@ def test_magnitudes_bound_what_rounding_can_do(case: tuple[Transition, int, int]
     assert bool((difference <= allowed * (1 + 1e-5)).all())
 
 
+@pytest.mark.parametrize("n", [16, 64, 128])
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_rounding_grows_no_faster_than_said(n: int, positive: bool, is_complex: bool) -> None:
+    """Row by row, as the bounds on spectra count on it; the root of n is what is seen, not what can be proven."""
+    random = torch.Generator().manual_seed(n)
+
+    def tensor(*shape: int) -> Tensor:
+        parts = [torch.rand(*shape, generator=random) - (0 if positive else 0.5) for _ in range(2)]
+        return torch.complex(*parts) if is_complex else parts[0]
+
+    X = tensor(20, n, n + 1)
+    for A in (
+        Diagonal(tensor(20, n)),
+        DenseTransition(tensor(20, n, n)),
+        DiagonalPlusLowRank(tensor(20, n), tensor(20, n, 2), tensor(20, n, 2)),
+    ):
+        exact = A.to(dtype=torch.complex128 if is_complex else torch.float64)
+        difference = torch.linalg.vector_norm(A.apply(X) - exact.apply(X.to(exact.parts[0].dtype)), dim=-1)
+        allowed = (
+            2**-24 * A.roundings * exact.apply_magnitude(torch.linalg.vector_norm(X.abs().double(), dim=-1))
+        )
+        assert bool((difference <= allowed).all())
+
+
 def test_leading_dimensions_are_expanded_and_indexed_without_copies() -> None:
     d, U = torch.ones(1, 1), torch.randn(3, 1, 4, 2, 1)
     A = DiagonalPlusLowRank(d, U, U).expand(torch.Size([3, 5]))
