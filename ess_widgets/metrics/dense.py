@@ -22,6 +22,8 @@ __all__ = ["LOOK_FROM", "answer", "check_low_rank", "singular_values_at"]
 LOOK_FROM = 256
 # So little is decomposed at once, exact to the last digits, in 5 to 50 ms: B * (N / 128)**4.
 _TRIVIAL = {"entropy": 3.0, "relative": 1.0, "tolerance": 0.25}
+# The rank that compression pays for: N over this.
+_WORTHWHILE = {"entropy": 16, "relative": 8}
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -37,7 +39,8 @@ def answer(T: Tensor, at: list[int], asked: Question, route: str) -> tuple[Tenso
         return values, error, "svd"
     look = T.shape[-1] >= LOOK_FROM and asked.measure != "tolerance" and T.device.type != "mps"
     if route == "low rank" or (route == "auto" and look):
-        found = low_rank.spectra(T, at)
+        limit = T.shape[-1] // _WORTHWHILE[asked.measure] if route == "auto" else None
+        found = low_rank.spectra(T, at, rank_limit=limit)
         if found is not None:
             values, error, enough = asked.answer(*found)
             if route == "low rank" or bool(enough.all()):

@@ -26,8 +26,8 @@ from ess_widgets.metrics import dense, low_rank, realization
 from ess_widgets.metrics._checks import Kind, as_operator, check_kind, check_rtol, check_tol, position_list
 from ess_widgets.metrics._question import Question
 from ess_widgets.metrics._svd import working_dtype
+from ess_widgets.metrics.hankel import convolution_part, convolution_spectrum, convolution_values
 from ess_widgets.metrics.reference import checked_matrix, parts, width
-from ess_widgets.metrics.support import convolution_part, convolution_spectrum
 from ess_widgets.operators import Convolution, Operator, Recurrence
 
 __all__ = ["Profile", "Route", "ess", "profile", "spectrum"]
@@ -38,6 +38,8 @@ Route = Literal["auto", "recurrence", "convolution", "low rank", "dense", "svd"]
 # Entries of T, or singular values, that are worked on at once: 128 MB in float64, or a single matrix.
 _ENTRIES = 2**24
 _EPS = torch.finfo(torch.float64).eps
+# So many taps at most make a small matrix per position cheaper than one large matrix for all.
+_FEW_TAPS = 33
 # Microseconds per head and position on one CPU core: a recurrence with a state of 16, and what it competes with:
 # matrices of 1,024 positions, with what does not grow with their number.
 _RECURRENCE = 38.0
@@ -179,6 +181,14 @@ def _answers(
     """Flattened leading entries, their values and errors, ``(count, P)``, and the route they took."""
     if route == "convolution":
         assert isinstance(op, Convolution)
+        if op.taps <= _FEW_TAPS:
+            each = _ENTRIES // max(1, len(asked.positions) * op.taps**2)
+            for some in _split(torch.arange(op.shape[:-2].numel(), device=op.device), each):
+                sigma = convolution_values(_entries(op, some), asked.positions)
+                top = sigma.amax(dim=-1) if sigma.shape[-1] else sigma.sum(dim=-1)
+                values, error, _ = asked.answer(sigma, _EPS * op.taps * top)
+                yield some, values, error, route
+            return
         T, at, index = convolution_part(op, asked.positions)
         values, error, _ = dense.answer(T.reshape(-1, *T.shape[-2:]), at, asked, "auto")
 
@@ -264,7 +274,7 @@ def spectrum(op: Any, positions: Any = None, *, route: Route = "auto") -> Tensor
     route = _checked(route, op)
     K = width(wanted, op)
     if route in ("auto", "convolution") and isinstance(op, Convolution) and _shares(op):
-        return _padded(convolution_spectrum(op, wanted), K)
+        return convolution_spectrum(op, wanted)
     out = torch.zeros(op.shape[:-2].numel(), len(wanted), K, dtype=working_dtype(op.device), device=op.device)
     if out.numel():
         for rows, sigma in _spectra(op, wanted, route):
@@ -302,10 +312,6 @@ def _as_exact_as_svd(sigma: Tensor, bound: Tensor) -> Tensor:
     return bound <= 64 * max(16, sigma.shape[-1]) * _EPS * top
 
 
-def _padded(sigma: Tensor, K: int) -> Tensor:
-    return torch.nn.functional.pad(sigma, (0, K - sigma.shape[-1]))
-
-
 def _checked(route: str, op: Operator) -> Route:
     if route not in get_args(Route):
         raise ValueError(f"route must be one of {', '.join(map(repr, get_args(Route)))}, but is {route!r}.")
@@ -313,14 +319,14 @@ def _checked(route: str, op: Operator) -> Route:
         raise ValueError(f"route='recurrence' needs a Recurrence, but the operator is a {type(op).__name__}.")
     if route == "convolution" and not (isinstance(op, Convolution) and _shares(op)):
         raise ValueError(
-            f"route='convolution' needs a Convolution without gates and padding, but the operator is {op!r}."
+            f"route='convolution' needs a Convolution without gates and padding or with few taps, but the operator is {op!r}."
         )
     return route  # type: ignore[return-value]
 
 
 def _shares(op: Convolution) -> bool:
-    """Whether positions in the middle share one spectrum."""
-    return not op.gated and op.valid is None
+    """Whether positions in the middle share one spectrum, or each has a small matrix of its own."""
+    return op.taps <= _FEW_TAPS or not (op.gated or op.valid is not None)
 
 
 def _order(op: Recurrence) -> int:
