@@ -26,6 +26,8 @@ _WIDEST = 1e-2
 _FEW = 32
 # Where eps * ‖T‖ is this close to the threshold, only a decomposition, which orders what it rounds, makes sense.
 _HOPELESS = 1e-2
+# Thresholds outside of this are brought near 1 first.
+_PLAIN = 2.0**-300, 2.0**300
 # Matrix entries per piece of parallel work.
 _ENTRIES = 2**19
 
@@ -60,6 +62,14 @@ def tolerance(T: Tensor, tau: Tensor, at: list[int]) -> tuple[Tensor, Tensor]:
     tensor([[0, 1, 2, 2, 2, 1]])
     """
     size = torch.linalg.vector_norm(T, dim=(-2, -1)) / tau
+    large = (~(_MARGIN * _EPS * size.square() <= TIE)).nonzero().flatten()
+    size[large] = _norm(T[large]) / tau[large]
+    extreme = ((tau < _PLAIN[0]) | (tau > _PLAIN[1])) & (size < _PLAIN[1])
+    if bool(extreme.any()):
+        # In units of a power of two near the threshold, or squares would leave the range of float64.
+        exponent = torch.where(extreme, -torch.frexp(tau).exponent, 0)
+        tau = _times_power(tau, exponent)
+        T = _times_power(T.tril(-1), exponent[:, None, None])
     half = (_MARGIN * _EPS * size.square()).clamp(min=TIE, max=_WIDEST)
     counts, error, doubtful = _both_edges(T, tau, half, at)
     again = (doubtful & (error > half[:, None] / 2) & (error < _WIDEST / 4)).any(dim=1)
@@ -85,6 +95,20 @@ def tolerance(T: Tensor, tau: Tensor, at: list[int]) -> tuple[Tensor, Tensor]:
     return counts, band
 
 
+def _norm(T: Tensor) -> Tensor:
+    """Of what is below the diagonal, all that enters; without overflow on the way."""
+    T = T.tril(-1)
+    largest = torch.linalg.vector_norm(T, ord=torch.inf, dim=(-2, -1)).clamp(min=torch.finfo(T.dtype).tiny)
+    norm: Tensor = torch.linalg.vector_norm(T / largest[:, None, None], dim=(-2, -1)) * largest
+    return norm
+
+
+def _times_power(x: Tensor, exponent: Tensor) -> Tensor:
+    """``x * 2**exponent`` without overflow of the factor."""
+    half = exponent // 2
+    return torch.ldexp(torch.ldexp(x, half), exponent - half)
+
+
 def _both_edges(T: Tensor, tau: Tensor, half: Tensor, at: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Counts, the rounding in them, and where it or a singular value may lie between the edges ``τ (1 ± half)``."""
     B, N = T.shape[:2]
@@ -106,7 +130,8 @@ def _settle(T: Tensor, tau: float, at: list[int], doubtful: list[int]) -> tuple[
     """Counts and bands of the splits ``at[d]`` of one matrix."""
     N = len(T)
     splits = [at[d] for d in doubtful]
-    rounding = _EPS * float(torch.linalg.vector_norm(T)) / tau
+    T = T.tril(-1)
+    rounding = _EPS * float(_norm(T[None])) / tau
     if len(splits) > max(4, N // _FEW) and rounding < _HOPELESS:
         return count_delayed(T, tau, splits)
     counts, bands = [], []
