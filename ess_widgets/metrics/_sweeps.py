@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ess_widgets.operators.transitions import Diagonal, Transition
 
-__all__ = ["Factors", "Sweeps", "chunk_size"]
+__all__ = ["Factors", "Sweeps", "chunk_size", "qr_error", "triangle"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,7 @@ class Sweeps:
         self.chunk = chunk_size(self.length, d, real)
         self.count = -(-self.length // self.chunk)
         self._before = before
-        eps = torch.finfo(B.dtype).eps
-        self._rounding = eps / 2 * A.roundings
-        # Householder QR of Xᵀ is exact for a matrix whose columns differ from its own by this, relative to their
-        # norms. Over thousands of random, graded and constant matrices of up to 128 columns the largest was
-        # 2.3 eps √n, and 2.5 eps is usual; what can be proven grows with n m.
-        self._qr_error = 2 * eps * (1 + math.sqrt(real))
+        self._qr_error = qr_error(real, B.dtype)
         missing = self.count * self.chunk - self.length
         self._A = A.padded(missing)
         B, C = (torch.nn.functional.pad(part, (0, 0, 0, 0, 0, missing)) for part in (B, C))
@@ -93,7 +88,7 @@ class Sweeps:
             if u % self.chunk == 0:
                 if u:
                     error = error + self._qr_error * self._norms[u]
-                    M = _triangle(M)
+                    M = triangle(M)
                 self._starts[u // self.chunk], self._errors[u // self.chunk] = M, error
             step = steps.at(slice(u, u + 1))
             error = self._carry(step, error.unsqueeze(1), self._norms[u].unsqueeze(1)).squeeze(1)
@@ -102,7 +97,8 @@ class Sweeps:
 
     def _carry(self, step: Transition, error: Tensor, norms: Tensor) -> Tensor:
         """Row errors after one transition: those from before, and what this product is rounded by."""
-        return step.apply_magnitude(error + self._rounding * norms) + torch.finfo(error.dtype).tiny
+        carried = step.apply_magnitude(error) + _roundoff(norms) * step.apply_rounding(norms)
+        return carried + torch.finfo(error.dtype).tiny
 
     def factors(self, chunks: Tensor) -> Factors:
         """Factors at all positions of some chunks, ``p = len(chunks) * chunk``; the second pass."""
@@ -117,7 +113,7 @@ class Sweeps:
             step = self._forth.at(forth).join(self._back.at(back))
             added = torch.cat([self._inputs[0][:, forth], self._inputs[1][:, back]])
             X = torch.cat([step.apply(Ms[offset]), added], dim=-1)
-            Ms[offset + 1] = _triangle(X)
+            Ms[offset + 1] = triangle(X)
             before, after = (
                 torch.cat([self._norms[forth + k, :b], self._norms[back + k, b:]], dim=1).transpose(0, 1)
                 for k in (0, 1)
@@ -155,16 +151,16 @@ class Sweeps:
         observe = self._norms[:, b:].flip(0).transpose(0, 1)
         if self._before:
             here = (observe * reach)[:, :-1]
-            spread = self._A.apply_magnitude(reach[:, :-1]) * observe[:, 1:]
+            spread = self._A.apply_rounding(reach[:, :-1]) * observe[:, 1:]
         else:
             here = observe[:, :-1] * reach[:, 1:]
-            spread = self._A.apply_magnitude(reach[:, :-1]) * observe[:, :-1]
+            spread = self._A.apply_rounding(reach[:, :-1]) * observe[:, :-1]
         here, spread = here.sum(-1), spread.sum((-2, -1))
         starts = torch.arange(c, total, c, device=here.device)
         coarse = here[:, starts].sum(-1) + here[:, starts if self._before else starts - 1].sum(-1)
         fine = here.view(b, self.count, c).sum(-1).repeat_interleave(c, dim=-1)
         sites = self._qr_error * (coarse.unsqueeze(-1) + 2 * fine)
-        return sites + (2 * self._rounding * spread).unsqueeze(-1)
+        return sites + (2 * _roundoff(spread) * spread).unsqueeze(-1)
 
 
 def chunk_size(L: int, d: int, n: int) -> int:
@@ -172,11 +168,24 @@ def chunk_size(L: int, d: int, n: int) -> int:
     return max(1, min(math.isqrt(L), 4 * n // d))
 
 
+def qr_error(n: int, dtype: torch.dtype) -> float:
+    """Rows of ``triangle(X)``, times an orthogonal matrix, differ from those of ``X`` by this, relative to their norms.
+
+    Householder QR is stable column by column. Over thousands of random, graded and constant matrices with up to
+    128 columns the largest difference was 2.3 eps √n, and 2.5 eps is usual; what can be proven grows with n.
+    """
+    return 2 * torch.finfo(dtype).eps * (1 + math.sqrt(n))
+
+
+def _roundoff(X: Tensor) -> float:
+    return torch.finfo(X.dtype).eps / 2
+
+
 def _real_rows(X: Tensor) -> Tensor:
     return torch.cat([X.real, X.imag], dim=-2) if X.is_complex() else X
 
 
-def _triangle(X: Tensor) -> Tensor:
+def triangle(X: Tensor) -> Tensor:
     """Lower triangular ``M`` with ``M Mᵀ = X Xᵀ``, for ``X`` with at least as many columns as (real) rows."""
     Y = _real_rows(X)
     n = Y.shape[-2]

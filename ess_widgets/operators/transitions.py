@@ -145,12 +145,12 @@ class Transition(ABC):
     def transposed(self) -> Transition:
         """``A_tᵀ``, without conjugation."""
 
-    @property
     @abstractmethod
-    def roundings(self) -> float:
-        """How far rows of ``apply`` are off by rounding, in units of roundoff and of ``apply_magnitude``.
+    def apply_rounding(self, x: Tensor) -> Tensor:
+        """How far rows of ``A_t X_t`` are off by rounding, in units of roundoff, where ``x`` are the norms of the
+        rows of ``X_t``: ``(..., L, n)``.
 
-        More than is seen in practice; what can be proven grows with ``n``, what happens with its root.
+        More than is seen in practice. What can be proven grows with ``n``, what happens with its root.
         """
 
     def adjoint(self) -> Transition:
@@ -215,9 +215,8 @@ class Diagonal(Transition):
     def apply_magnitude(self, x: Tensor) -> Tensor:
         return self.parts[0].abs() * x
 
-    @property
-    def roundings(self) -> float:
-        return 3.0 if self.is_complex else 1.0
+    def apply_rounding(self, x: Tensor) -> Tensor:
+        return self.apply_magnitude(3 * x if self.is_complex else x)
 
     def transposed(self) -> Diagonal:
         return self
@@ -267,9 +266,8 @@ class DenseTransition(Transition):
     def apply_magnitude(self, x: Tensor) -> Tensor:
         return (self.parts[0].abs() @ x.unsqueeze(-1)).squeeze(-1)
 
-    @property
-    def roundings(self) -> float:
-        return (2 if self.is_complex else 1) * (1 + math.sqrt(self.order))
+    def apply_rounding(self, x: Tensor) -> Tensor:
+        return self.apply_magnitude((2 if self.is_complex else 1) * (1 + math.sqrt(self.order)) * x)
 
     def transposed(self) -> DenseTransition:
         return self._each(lambda A, _: A.mT)
@@ -333,13 +331,15 @@ class DiagonalPlusLowRank(Transition):
         return d.unsqueeze(-1) * X + U @ (V.mT @ X)
 
     def apply_magnitude(self, x: Tensor) -> Tensor:
-        d, U, V = (part.abs() for part in self.parts)
-        return d * x + (U @ (V.mT @ x.unsqueeze(-1))).squeeze(-1)
+        return self._magnitude(x, 1.0, 1.0)
 
-    @property
-    def roundings(self) -> float:
+    def _magnitude(self, x: Tensor, diagonal: float, low_rank: float) -> Tensor:
+        d, U, V = (part.abs() for part in self.parts)
+        return diagonal * d * x + low_rank * (U @ (V.mT @ x.unsqueeze(-1))).squeeze(-1)
+
+    def apply_rounding(self, x: Tensor) -> Tensor:
         n, r = self.parts[1].shape[-2:]
-        return (2 if self.is_complex else 1) * (3 + math.sqrt(n) + math.sqrt(r))
+        return self._magnitude((2 if self.is_complex else 1) * x, 2.0, 2 + math.sqrt(n) + math.sqrt(r))
 
     def transposed(self) -> DiagonalPlusLowRank:
         new = self._each(lambda part, _: part)

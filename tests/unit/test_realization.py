@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from ess_widgets.metrics import realization, reference
+from ess_widgets.metrics._sweeps import qr_error, triangle
 from ess_widgets.metrics.realization import factors, spectra
 from ess_widgets.operators import Dense, DenseTransition, Diagonal, DiagonalPlusLowRank, Recurrence
 from tests.unit.recurrences import by_definition, entries, recurrences
@@ -173,6 +174,47 @@ def test_what_overflows_is_not_known() -> None:
     assert bool(torch.isinf(bound[0, 1:]).any())
     torch.testing.assert_close(sigma[1], spectra(fine)[0], rtol=1e-14, atol=1e-14)
     assert bool(torch.isfinite(sigma).all())
+
+
+def householder(X: Tensor) -> tuple[Tensor, Tensor]:
+    """The triangular factor that LAPACK computes, and the product of its reflections with it, in float64."""
+    packed, tau = torch.geqrf(X)
+    n = X.shape[-1]
+    R = packed[..., :n, :].triu()
+    product = torch.nn.functional.pad(R.double(), (0, 0, 0, X.shape[-2] - n))
+    for j in reversed(range(n)):
+        v = packed[..., :, j : j + 1].double().clone()
+        v[..., :j, :], v[..., j, :] = 0.0, 1.0
+        # Of exactly orthogonal reflections: what differs from X is all the factorisation's own error.
+        scale = torch.where(tau[..., j, None, None] == 0, 0.0, 2 / (v * v).sum(-2, keepdim=True))
+        product = product - scale * v * (v.mT @ product)
+    return R, product
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("added", [1, 3, 20])
+def test_factorisations_err_no_more_than_the_bound_counts_on(n: int, added: int) -> None:
+    """In float32, where float64 can watch."""
+    random = torch.Generator().manual_seed(n + added)
+    m, batch = n + added, 400 // n + 20
+    grades = torch.logspace(0, -6, m)[:, None]
+    base = torch.rand(batch, m, n, generator=random)
+    old = torch.linalg.qr(torch.rand(batch, 10 * m, n, generator=random), mode="r")[1]
+    for X in (
+        torch.randn(batch, m, n, generator=random),
+        base,
+        base * grades,
+        base * grades.flip(0),
+        base[:, :1].expand(-1, m, -1),
+        torch.full((1, m, n), 0.1),
+        base[..., :1] * base[:, :1] + 1e-6 * base,
+        torch.cat([0.999 * old, base[:, n:]], dim=1),
+    ):
+        X = X.contiguous()
+        R, product = householder(X)
+        torch.testing.assert_close(triangle(X.mT).mT, R, rtol=0, atol=0)
+        off, norms = ((Y.double()).norm(dim=-2) for Y in (product - X, X))
+        assert bool((off <= qr_error(n, torch.float32) * norms).all())
 
 
 # Positions, chunks, memory
