@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ess_widgets.metrics._inertia import eliminate, negatives
 
-__all__ = ["count"]
+__all__ = ["count", "middle"]
 
 # Splits that a leaf holds at most. Below, one small factorisation per split is cheaper than more levels.
 _LEAF = 8
@@ -141,13 +141,23 @@ def _half(nodes: _Nodes, late: bool, untouched: bool = False) -> _Nodes:
     )
 
 
+def _leaf_and_size(N: int) -> tuple[int, int]:
+    """Splits per leaf, and the smallest ``leaf * 2**depth`` that is at least ``N``."""
+    depth = max(0, (-(-N // _LEAF) - 1).bit_length())
+    leaf = -(-N // 2**depth)
+    return leaf, leaf << depth
+
+
+def middle(N: int) -> int:
+    """The first split of the later half: the halves share next to no work."""
+    return _leaf_and_size(N)[1] // 2
+
+
 class _Tree:
     """The tree of halves over ``N`` splits, pruned to those asked for, and where their counts go."""
 
     def __init__(self, N: int, at: list[int], counts: Tensor, errors: Tensor) -> None:
-        depth = max(0, (-(-N // _LEAF) - 1).bit_length())
-        self._leaf = -(-N // 2**depth)
-        self.size = self._leaf << depth
+        self._leaf, self.size = _leaf_and_size(N)
         asked = torch.zeros(self.size + 1, dtype=torch.int64)
         asked[torch.tensor(at) + 1] = 1
         self._asked_before = asked.cumsum(0)
@@ -166,23 +176,28 @@ class _Tree:
         identity = torch.eye(m, dtype=T.dtype, device=T.device).expand(n, m, m)
         run = run.flatten()
         zero = torch.zeros_like(run)
-        early = (X[:, :m, :m] * scale).flatten(0, 1)
         if small:
-            self._grow(_Nodes(identity, early, identity, zero, run, zero, zero.to(T.dtype)), 0)
+            cross = (X * scale).flatten(0, 1)
+            self._grow(_Nodes(identity, cross, identity, zero, run, zero, zero.to(T.dtype)), 0)
             return
-        shared, late = X[:, m:, :m], X[:, m:, m:]
+        shared = X[:, m:, :m]
         error = _SLACK * _EPS * (shared.square().sum(dim=(-2, -1)) / tau.square()).flatten()
-        gram = ((shared.mT @ shared) * scale.square()).flatten(0, 1)
-        self._grow(_Nodes(identity, early, identity - gram, zero, run, zero, error), 0)
-        del early
-        gram = ((shared @ shared.mT) * scale.square()).flatten(0, 1)
-        late = (late * scale).flatten(0, 1)
-        self._grow(_Nodes(identity - gram, late, identity, zero + m, run, zero, error), m)
+        if self._asks(0, m):
+            cross = (X[:, :m, :m] * scale).flatten(0, 1)
+            gram = ((shared.mT @ shared) * scale.square()).flatten(0, 1)
+            self._grow(_Nodes(identity, cross, identity - gram, zero, run, zero, error), 0)
+        if self._asks(m, m):
+            cross = (X[:, m:, m:] * scale).flatten(0, 1)
+            gram = ((shared @ shared.mT) * scale.square()).flatten(0, 1)
+            self._grow(_Nodes(identity - gram, cross, identity, zero + m, run, zero, error), m)
+
+    def _asks(self, first: int, m: int) -> bool:
+        return bool(self._asked_before[first + m] > self._asked_before[first])
 
     def _grow(self, nodes: _Nodes, first: int) -> None:
         """Halve a batch of large nodes that all start at ``first``, depth first."""
         n, m = nodes.cross.shape[:2]
-        if self._asked_before[first + m] == self._asked_before[first]:
+        if not self._asks(first, m):
             return
         if m < _LARGE or m == self._leaf:
             self._waiting.append(nodes)

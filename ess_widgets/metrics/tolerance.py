@@ -10,7 +10,7 @@ from torch import Tensor
 from ess_widgets.metrics._pool import in_parallel
 from ess_widgets.metrics._svd import singular_values
 from ess_widgets.metrics.delayed import count_delayed
-from ess_widgets.metrics.elimination import count
+from ess_widgets.metrics.elimination import count, middle
 from ess_widgets.metrics.reference import OVERFLOW
 
 __all__ = ["TIE", "tolerance"]
@@ -115,13 +115,21 @@ def _both_edges(T: Tensor, tau: Tensor, half: Tensor, at: list[int]) -> tuple[Te
     edges = torch.stack([tau * (1.0 - half), tau * (1.0 + half)])
     each = max(1, _ENTRIES // N**2)
     parts = [slice(start, start + each) for start in range(0, B, each)]
-    if len(parts) == 1:
-        # One small batch or one matrix: the two edges are the independent pieces.
-        runs = in_parallel([partial(count, T, edges[e : e + 1], at) for e in (0, 1)], T.device)
-        counts, errors = (torch.cat(some) for some in zip(*runs, strict=True))
-    else:
+    if len(parts) > 1:
         runs = in_parallel([partial(count, T[p], edges[:, p], at) for p in parts], T.device)
         counts, errors = (torch.cat(some, dim=1) for some in zip(*runs, strict=True))
+    else:
+        # One small batch or one matrix: the halves of the sequence are the independent pieces.
+        halves = [p < middle(N) for p in at]
+        runs = in_parallel(
+            [
+                partial(count, T, edges, [p for p, mine in zip(at, halves, strict=True) if mine is early])
+                for early in (True, False)
+            ],
+            T.device,
+        )
+        back = torch.tensor(sorted(range(len(at)), key=lambda k: not halves[k])).argsort().to(T.device)
+        counts, errors = (torch.cat(some, dim=-1)[..., back] for some in zip(*runs, strict=True))
     error = errors.amax(dim=0)
     return counts[0], error, (counts[0] != counts[1]) | ~(error <= half[:, None] / 2)
 
