@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ POSITIONS = 24
 class Loop:
     """What the loop took, or would have, and the singular values it found.
 
-    ``sigma[k]`` is ``(len(heads), K)`` at position ``positions[k]``. ``deviation`` says by how much a sample
+    ``threads`` is what torch was allowed. ``sigma[k]`` is ``(len(heads), K)`` at position ``positions[k]``. ``deviation`` says by how much a sample
     of ``POSITIONS`` would have missed the time of a loop that ran whole.
     """
 
@@ -30,13 +31,16 @@ class Loop:
     positions: list[int]
     sigma: list[Tensor]
     whole: bool
+    threads: int
     deviation: float | None
 
     def describe(self, length: int, heads: int) -> str:
-        if self.whole:
-            return "whole"
-        part = f"{len(self.positions)} of {length - 1} positions"
-        return part if len(self.heads) == heads else f"{part}, {len(self.heads)} of {heads} heads"
+        parts = ["whole" if self.whole else f"{len(self.positions)} of {length - 1} positions"]
+        if len(self.heads) < heads:
+            parts.append(f"{len(self.heads)} of {heads} heads")
+        if self.threads < torch.get_num_threads():
+            parts.append("one thread")
+        return ", ".join(parts)
 
 
 def cost(length: int, position: int) -> float:
@@ -60,7 +64,10 @@ def run(
     whole: float = WHOLE,
     sample: float = SAMPLE,
 ) -> Loop:
-    """Time ``torch.linalg.svdvals`` over positions, all heads at once, in float64 and with torch's own threads.
+    """Time ``torch.linalg.svdvals`` over positions, all heads at once, in float64.
+
+    With torch's own number of threads or with one, whichever a few positions show to be faster: where anything else
+    runs on the machine, threads that wait for each other can slow small decompositions down a hundredfold.
 
     Parameters
     ----------
@@ -69,24 +76,43 @@ def run(
     whole, sample : float
         Seconds that the whole loop may take, and else a sample.
     """
-    one = matrices([0])
-    torch.linalg.svdvals(one[:, -4:, :4].double())  # starts threads and libraries
-    middle = length // 2
-    took, _ = _decompose(one, middle)
-    total = sum(cost(length, p) for p in range(1, length))
-    estimate = heads * took * total / cost(length, middle)
+    estimate, threads = _fastest(matrices([0]))
+    estimate *= heads
     if estimate <= whole:
-        return _loop(matrices(list(range(heads))), list(range(heads)), list(range(1, length)), heads)
+        return _loop(matrices(list(range(heads))), list(range(heads)), list(range(1, length)), heads, threads)
     affordable = sample / estimate * heads * (length - 1)
     positions = spread(1, length, max(min(POSITIONS, int(affordable)), int(affordable / heads), 8))
     chosen = spread(0, heads, max(1, int(affordable / len(positions))))
-    return _loop(matrices(chosen), chosen, positions, heads)
+    return _loop(matrices(chosen), chosen, positions, heads, threads)
 
 
-def _loop(T: Tensor, chosen: list[int], positions: list[int], heads: int) -> Loop:
+def _fastest(one: Tensor) -> tuple[float, int]:
+    """Seconds that the loop over one head may take, from three of its positions, and with how many threads."""
+    length = one.shape[-1]
+    tried = {}
+    for threads in {torch.get_num_threads(), 1}:
+        with _threads(threads):
+            torch.linalg.svdvals(one[:, -4:, :4].double())  # starts threads and libraries
+            tried[threads] = _scaled({p: _decompose(one, p)[0] for p in spread(1, length, 3)}, length)
+    threads = min(tried, key=tried.__getitem__)
+    return tried[threads], threads
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _loop(T: Tensor, chosen: list[int], positions: list[int], heads: int, threads: int) -> Loop:
     T = T.double()
     length = T.shape[-1]
-    took, sigma = zip(*(_decompose(T, p) for p in positions), strict=True)
+    with _threads(threads):
+        took, sigma = zip(*(_decompose(T, p) for p in positions), strict=True)
     times = dict(zip(positions, took, strict=True))
     whole = len(chosen) == heads and len(positions) == length - 1
     deviation = None
@@ -94,7 +120,7 @@ def _loop(T: Tensor, chosen: list[int], positions: list[int], heads: int) -> Loo
         part = spread(1, length, POSITIONS)
         deviation = abs(_scaled({p: times[p] for p in part}, length) / sum(took) - 1.0)
     found = _scaled(times, length) * heads / len(chosen)
-    return Loop(found, chosen, positions, list(sigma), whole, deviation)
+    return Loop(found, chosen, positions, list(sigma), whole, threads, deviation)
 
 
 def _scaled(times: dict[int, float], length: int) -> float:

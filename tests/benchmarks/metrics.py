@@ -27,8 +27,8 @@ HEADER = """\
 | --- | ---: | ---: | ---: | ---: | --- |"""
 EXPLANATION = """\
 Wall-clock seconds of `ess_widgets.ess` and `ess_widgets.spectrum` as users call them, and in the same run of a loop of
-`torch.linalg.svdvals` in float64 over all positions, all heads at once, with torch's own number of threads. Matrices and
-parameters are random, from a fixed seed; forming them is in neither time, except that `ess` and `spectrum` of a recurrence
+`torch.linalg.svdvals` in float64 over all positions, all heads at once, with torch's own number of threads, or
+with one where that was faster, which is then said. Matrices and parameters are random, from a fixed seed; forming them is in neither time, except that `ess` and `spectrum` of a recurrence
 or convolution start from its parameters, and the loop from the finished matrix. A loop that would take more
 than {whole:.0f} s ran at positions (and heads) spread evenly, and its time is scaled by their share in the operations,
 `Σ m·n·min(m, n)`; the answers are compared there. Tolerance 1e-3 where nothing else is said."""

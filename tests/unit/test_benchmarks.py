@@ -82,6 +82,17 @@ def test_a_sample_stands_for_the_loop(T: Tensor) -> None:
     assert torch.equal(part.sigma[2], sigma)
 
 
+def test_threads_are_left_as_they_were(T: Tensor) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = baseline.run(lambda heads: T[heads], LENGTH, HEADS)
+        assert torch.get_num_threads() == 2 and found.threads in (1, 2)
+        assert ("one thread" in found.describe(LENGTH, HEADS)) == (found.threads == 1)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("count", [3, 24, 999])
 def test_times_are_scaled_by_their_share(count: int) -> None:
     times = {p: 1e-9 * baseline.cost(1000, p) for p in baseline.spread(1, 1000, count)}
