@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,11 +17,13 @@ __all__ = ["NestedElimination", "log_determinants"]
 # blocks, matrices and shifts. Measured on one Zen 3 core: LAPACK takes 0.7 µs for a block of 8, elementwise 0.2;
 # at 16 they meet.
 _LEAF = 16
-# Symmetric products of factors with at least this many rows are formed without their upper right quarter.
+# Entries of the blocks that are so finished at once on the CPU.
+_LEAF_CHUNK = 2**17
+# Blocks of at least this many positions are updated without what is never read.
 _STRIPS = 128
-# Entries of the matrices of one chunk (matrices x shifts). Measured: smaller ones are all overhead, ten times as
-# large ones leave the cache. A GPU wants all it can get.
-_CHUNK, _CHUNK_GPU = 2**20, 2**26
+# Entries of the matrices of one chunk (matrices x shifts). Measured: smaller ones are mostly overhead, for larger
+# ones it stays the same. A GPU wants all it can get.
+_CHUNK, _CHUNK_GPU = 2**22, 2**26
 
 
 def log_determinants(T: Tensor, at: Sequence[int], shifts: Sequence[float]) -> Tensor:
@@ -74,7 +77,7 @@ class NestedElimination:
         self.size = -(-N // (1 << levels)) << levels
         columns = [k for k, p in enumerate(at) if 0 < p < N]
         self.splits = len(at)
-        self.tree = _Tree(self.size, levels, sorted({at[k] for k in columns}))
+        self.tree = _Tree(self.size, levels, [at[k] for k in columns])
         place = {p: k for k, p in enumerate(self.tree.order)}
         self.source = torch.tensor([place[at[k]] for k in columns], dtype=torch.long, device=T.device)
         self.target = torch.tensor(columns, dtype=torch.long, device=T.device)
@@ -120,30 +123,48 @@ class NestedElimination:
         return result
 
 
-class _Tree:
-    """Which halves of which blocks hold a split that is asked for, level by level.
+class _Level:
+    """How the blocks of one level come from those of the level above.
 
-    The blocks of a level are kept in this order: the first halves of all blocks of the level above in their
-    order, then the second halves. So the children of one side lie side by side, and the first (last) block of
-    the matrix is the first (last) of its level.
+    The first and the last block of the matrix have eliminated only variables that nothing had touched, so that
+    they follow from products that do not depend on the shift. They are not stored; the others are, in this
+    order: second half of the first block, second halves of the stored ones; first halves of the stored ones,
+    first half of the last block.
     """
 
-    def __init__(self, size: int, levels: int, wanted: Sequence[int]) -> None:
-        self.size, self.levels = size, levels
-        blocks = [0]
-        # parents[l][side]: places, in level l, of the blocks whose half on that side is wanted.
-        self.parents: list[tuple[list[int], list[int]]] = []
-        # edges[l][side]: whether the first (last) block of the matrix is among those.
-        self.edges: list[tuple[bool, bool]] = []
-        for level in range(levels):
+    def __init__(self, stored: list[int], ends: tuple[bool, bool], last: int, needed: set[int]) -> None:
+        # Places among the stored blocks whose second (first) half is wanted, and the same for the ends.
+        self.second = [k for k, block in enumerate(stored) if 2 * block + 1 in needed]
+        self.first = [k for k, block in enumerate(stored) if 2 * block in needed]
+        self.of_ends = (ends[0] and last > 0 and 1 in needed, ends[1] and last > 0 and 2 * last in needed)
+        # Whether the halves at the ends are wanted.
+        self.ends = (ends[0] and 0 in needed, ends[1] and 2 * last + 1 in needed)
+        self.stored = [
+            *([1] if self.of_ends[0] else []),
+            *(2 * stored[k] + 1 for k in self.second),
+            *(2 * stored[k] for k in self.first),
+            *([2 * last] if self.of_ends[1] else []),
+        ]
+        self.counts = len(self.second) + self.of_ends[0], len(self.first) + self.of_ends[1]
+
+
+class _Tree:
+    """Which halves of which blocks hold a split that is asked for, level by level."""
+
+    def __init__(self, size: int, depth: int, wanted: Sequence[int]) -> None:
+        self.size = size
+        self.levels: list[_Level] = []
+        stored: list[int] = []
+        ends = (True, True)
+        for level in range(depth):
             needed = {p // (size >> (level + 1)) for p in wanted}
-            left = [k for k, block in enumerate(blocks) if 2 * block in needed]
-            right = [k for k, block in enumerate(blocks) if 2 * block + 1 in needed]
-            self.parents.append((left, right))
-            blocks = [2 * blocks[k] for k in left] + [2 * blocks[k] + 1 for k in right]
-            self.edges.append((blocks[0] == 0, blocks[-1] == (2 << level) - 1))
-        leaf = size >> levels
+            self.levels.append(_Level(stored, ends, (1 << level) - 1, needed))
+            stored, ends = self.levels[-1].stored, self.levels[-1].ends
         # The splits, in the order in which the elimination gives them.
+        leaf = size >> depth
+        blocks = [*([0] if ends[0] else []), *stored]
+        if depth and ends[1]:
+            blocks.append((1 << depth) - 1)
         self.order = [block * leaf + k for block in blocks for k in range(leaf)]
 
 
@@ -157,17 +178,17 @@ class _Root:
         # over the inputs that the last one has.
         self.first: list[Tensor] = []
         self.last: list[Tensor] = []
-        for level, (first, last) in enumerate(tree.edges):
-            m = N >> level
+        for depth, level in enumerate(tree.levels):
+            m = N >> depth
             h = m // 2
-            if first:
+            if level.ends[0]:
                 block = X[:, h:m, :h]
                 new = block.mT @ block
-                self.first.append(new.add_(self.first[-1][:, :h, :h]) if level else new)
-            if last:
+                self.first.append(new.add_(self.first[-1][:, :h, :h]) if depth else new)
+            if level.ends[1]:
                 block = X[:, N - h :, N - m : N - h]
                 new = block @ block.mT
-                self.last.append(new.add_(self.last[-1][:, h:, h:]) if level else new)
+                self.last.append(new.add_(self.last[-1][:, h:, h:]) if depth else new)
 
     def __getitem__(self, items: slice | Tensor) -> _Root:
         part = _Root.__new__(_Root)
@@ -188,139 +209,172 @@ class _Work:
 
     def __init__(self, X: Tensor, tree: _Tree, G: int) -> None:
         self.G = G
-        self.blocks: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.blocks: list[Tensor] = []
+        self.pivots: list[Tensor] = []
         self.rows: list[Tensor] = []
-        for level, ((left, right), edges) in enumerate(zip(tree.parents, tree.edges, strict=True)):
-            h, count = tree.size >> (level + 1), len(left) + len(right)
-            inner = max(len(left) - edges[0], len(right) - edges[1])
-            P, Y, Q = (X.new_empty(count, G, h, h) for _ in range(3))
-            self.blocks.append((P, Y, Q))
-            self.rows.append(X.new_empty(inner, G, 2 * h, h))
+        for depth, level in enumerate(tree.levels):
+            h, widest = tree.size >> (depth + 1), max(level.counts)
+            self.blocks.append(X.new_empty(sum(level.counts), G, 2 * h, 2 * h))
+            self.pivots.append(X.new_empty(widest, G, h, h))
+            self.rows.append(X.new_empty(widest, G, 2 * h, h))
+        leaf = tree.size >> len(tree.levels)
+        self.leaf_size = 1 << (leaf - 1).bit_length()
+        items = G * max(1, len(self.blocks[-1]) if self.blocks else 1)
+        self.leaves = min(items, max(1, _LEAF_CHUNK // self.leaf_size**2))
+        if X.device.type != "cpu":
+            self.leaves = items
+        self.leaf_in = X.new_empty(4 * leaf**2 * self.leaves)
+        self.leaf = X.new_empty(4 * self.leaf_size**2 * self.leaves)
+        self.leaf_rows = X.new_empty(2 * self.leaf_size**2 * self.leaves)
 
 
 def _eliminate(root: _Root, tree: _Tree, s: Tensor, work: _Work) -> Tensor:
     """Log-determinants ``(rows, shifts, splits in the tree's order)``."""
     X, N = root.X, tree.size
-    rows, S = s.shape
-    G = rows * S
+    items, S = s.shape
+    G = items * S
     shift, square = s[..., None, None], s.square()[..., None, None]
-    # Blocks run along dimension 0, (row, shift) along 1: outputs P, coupling Y (outputs x inputs), inputs Q.
-    P = Y = Q = X
-    logs = X.new_zeros(1, G)
-    for level, (parents, edges) in enumerate(zip(tree.parents, tree.edges, strict=True)):
-        m = N >> level
+
+    def put(out: Tensor, source: Tensor, by: Tensor, eye: int = 0) -> None:
+        """``source / by``, and so much on the diagonal, for every shift."""
+        torch.div(source[:, None], by, out=out.unflatten(0, (items, S)))
+        if eye:
+            out.diagonal(dim1=-2, dim2=-1).add_(eye)
+
+    # Blocks run along dimension 0, (item, shift) along 1. Each is [[P, Y], [Yᵀ, -Q]] on its own outputs and
+    # inputs, after elimination of others; of it, Yᵀ and what couples earlier outputs to later inputs are not
+    # kept up, nor the upper right quarters of large P and Q.
+    M = X.new_empty(0, G, 2 * N, 2 * N)
+    logs = X.new_zeros(0, G)
+    for depth, level in enumerate(tree.levels):
+        m = N >> depth
         h = m // 2
-        outs = work.blocks[level]
-        count = outs[0].shape[0]
-        new_logs = X.new_empty(count, G)
-        for side in (0, 1):
-            places = parents[side]
-            lo = side * len(parents[0])
-            if edges[side]:
-                # The outermost block has only eliminated variables that nothing had touched: pivots of 1.
-                edge, gram, at = (0, root.first, 0) if side == 0 else (count - 1, root.last, N - h)
-                touched, untouched = (outs[k][edge] for k in ((2, 0) if side == 0 else (0, 2)))
-                torch.div(gram[level][:, None], square, out=touched.view(rows, S, h, h))
-                touched.diagonal(dim1=-2, dim2=-1).add_(1)
-                untouched.zero_().diagonal(dim1=-2, dim2=-1).fill_(1)
-                corner = X[:, None, at : at + h, at : at + h]
-                torch.div(corner, shift, out=outs[1][edge].view(rows, S, h, h))
-                new_logs[edge] = logs[-side]
-                places = places[1:] if side == 0 else places[:-1]
-                lo += 1 - side
+        head, tail = slice(0, h), slice(h, m)
+        new = work.blocks[depth]
+        new_logs = X.new_zeros(len(new), G)
+        for side, places in ((1, level.second), (0, level.first)):
+            count = level.counts[1 - side]
+            if not count:
+                continue
+            pivots, W = work.pivots[depth][:count], work.rows[depth][:count]
+            part = slice(0, count) if side == 1 else slice(level.counts[0], None)
+            kept, kept_logs = new[part], new_logs[part]
+            P, Y, Q = kept[..., :h, :h], kept[..., :h, h:], kept[..., h:, h:]
+            if side == 1 and level.of_ends[0]:
+                gram, corner = root.first[depth - 1], X[:, :m, :m]
+                put(pivots[0], gram[:, head, head], square, eye=1)
+                put(W[0, :, :h], corner[:, tail, head], shift)
+                put(W[0, :, h:], gram[:, tail, head], -square)
+                P[0].zero_().diagonal(dim1=-2, dim2=-1).fill_(1)
+                put(Y[0], corner[:, tail, tail], shift)
+                put(Q[0], gram[:, tail, tail], -square, eye=-1)
+            elif side == 0 and level.of_ends[1]:
+                gram, corner = root.last[depth - 1], X[:, N - m :, N - m :]
+                put(pivots[-1], gram[:, tail, tail], square, eye=1)
+                put(W[-1, :, :h], gram[:, head, tail], square)
+                put(W[-1, :, h:], corner[:, tail, head].mT, shift)
+                put(P[-1], gram[:, head, head], square, eye=1)
+                put(Y[-1], corner[:, head, head], shift)
+                Q[-1].zero_().diagonal(dim1=-2, dim2=-1).fill_(-1)
             if places:
-                part = slice(lo, lo + len(places))
-                _halves(
-                    *(_pick(A, places) for A in (P, Y, Q, logs)),
-                    side,
-                    work.rows[level][: len(places)],
-                    *(A[part] for A in (*outs, new_logs)),
-                )
-        (P, Y, Q), logs = outs, new_logs
-    if not tree.levels:
-        eye = torch.eye(N, dtype=X.dtype, device=X.device)
-        Y = (X[:, None] / shift).reshape(1, G, N, N)
-        P = Q = eye.repeat(1, G, 1, 1)
-    return _leaves(P, Y, Q, logs).reshape(rows, S, -1)
+                begin = int(side == 1 and level.of_ends[0])
+                mine = slice(begin, begin + len(places))
+                old = _pick(M, places)
+                old_P, old_Y, old_Q = old[..., :m, :m], old[..., :m, m:], old[..., m:, m:]
+                if side == 1:
+                    # The second half, once the inputs of the first are eliminated.
+                    torch.neg(old_Q[..., head, head], out=pivots[mine])
+                    W[mine, :, :h] = old_Y[..., tail, head]
+                    W[mine, :, h:] = old_Q[..., tail, head]
+                else:
+                    # The first half, once the outputs of the second are.
+                    pivots[mine] = old_P[..., tail, tail]
+                    W[mine, :, :h] = old_P[..., tail, head].mT
+                    W[mine, :, h:] = old_Y[..., tail, head].mT
+                stay = tail if side == 1 else head
+                for target, source in ((P, old_P), (Y, old_Y), (Q, old_Q)):
+                    target[mine] = source[..., stay, stay]
+                kept_logs[mine] = _pick(logs, places)
+            _reduce(pivots, W, 1 if side == 1 else -1, kept, kept_logs)
+        M, logs = new, new_logs
+    leaf = N >> len(tree.levels)
+    ends = tree.levels[-1].ends if tree.levels else (True, False)
+    parts = [_leaves(M, logs, work)] if len(M) else []
+    for end, wanted in enumerate(ends):
+        if wanted:
+            at = slice(0, leaf) if end == 0 else slice(N - leaf, N)
+            M = X.new_zeros(1, G, 2 * leaf, 2 * leaf)
+            known = M[0, :, :leaf, :leaf] if end else M[0, :, leaf:, leaf:]
+            if tree.levels:
+                put(known, (root.last if end else root.first)[-1], square if end else -square)
+            put(M[0, :, :leaf, leaf:], X[:, at, at], shift)
+            diagonal = M.diagonal(dim1=-2, dim2=-1)
+            diagonal[..., :leaf] += 1
+            diagonal[..., leaf:] -= 1
+            made = _leaves(M, X.new_zeros(1, G), work)
+            parts = [*parts, made] if end else [made, *parts]
+    return torch.cat(parts, -1).reshape(items, S, -1)
 
 
-def _halves(
-    P: Tensor,
-    Y: Tensor,
-    Q: Tensor,
-    logs: Tensor,
-    side: int,
-    W: Tensor,
-    P2: Tensor,
-    Y2: Tensor,
-    Q2: Tensor,
-    logs2: Tensor,
-) -> None:
-    """Keep one half of each block: eliminate the outputs of the second half (side 0) or the inputs of the first."""
-    n, G, h = P.shape[0], P.shape[1], P.shape[-1] // 2
-    first, second = slice(0, h), slice(h, 2 * h)
-    if side == 0:
-        kept, pivot = first, P[..., second, second]
-        W[..., :h, :] = P[..., second, first].mT
-        W[..., h:, :] = Y[..., second, first].mT
-    else:
-        kept, pivot = second, Q[..., first, first]
-        W[..., :h, :] = Y[..., second, first]
-        W[..., h:, :] = Q[..., second, first]
-    L, info = torch.linalg.cholesky_ex(pivot)
+def _reduce(pivots: Tensor, W: Tensor, sign: int, M: Tensor, logs: Tensor) -> None:
+    """Eliminate pivots ``sign * (n, G, h, h)`` that couple by ``W (n, G, 2h, h)`` to ``M (n, G, 2h, 2h)``."""
+    h = pivots.shape[-1]
+    L, info = torch.linalg.cholesky_ex(pivots)
     torch.linalg.solve_triangular(L, W.mT, upper=False, out=W.mT)
-    W = W.view(n * G, 2 * h, h)
-    gain = L.diagonal(dim1=-2, dim2=-1).log().sum(-1).mul_(2).masked_fill_(info > 0, torch.nan)
-    torch.add(logs, gain, out=logs2)
-    outputs, inputs = W[:, :h], W[:, h:]
-    signs = (-1, 1) if side == 0 else (1, -1)
-    for old, new, left, right, sign in (
-        (P, P2, outputs, outputs, signs[0]),
-        (Y, Y2, outputs, inputs, -1),
-        (Q, Q2, inputs, inputs, signs[1]),
-    ):
-        new.copy_(old[..., kept, kept])
-        _add_product(new.view(n * G, h, h), left, right, sign)
-
-
-def _add_product(A: Tensor, left: Tensor, right: Tensor, sign: int) -> None:
-    """``A += sign * left rightᵀ``, but for the upper right quarter of large ones, which is never read."""
-    h = A.shape[-1]
+    logs += L.diagonal(dim1=-2, dim2=-1).log().sum(-1).mul_(2).masked_fill_(info > 0, torch.nan)
+    W, M = W.flatten(0, 1), M.flatten(0, 1)
     if h < _STRIPS:
-        torch.baddbmm(A, left, right.mT, alpha=sign, out=A)
+        torch.baddbmm(M, W, W.mT, alpha=sign, out=M)
         return
     k = h // 2
-    for one, x, y in zip(A, left, right, strict=True):
-        one[:k, :k].addmm_(x[:k], y[:k].mT, alpha=sign)
-        one[k:].addmm_(x[k:], y.mT, alpha=sign)
+    for one, w in zip(M, W, strict=True):
+        for rows, columns in (
+            (slice(0, k), slice(0, k)),
+            (slice(k, h), slice(0, h)),
+            (slice(0, k), slice(h, h + k)),
+            (slice(k, h), slice(h, 2 * h)),
+            (slice(h, h + k), slice(h, h + k)),
+            (slice(h + k, 2 * h), slice(h, 2 * h)),
+        ):
+            one[rows, columns].addmm_(w[rows], w[columns].mT, alpha=sign)
 
 
-def _leaves(P: Tensor, Y: Tensor, Q: Tensor, logs: Tensor) -> Tensor:
+def _leaves(M: Tensor, logs: Tensor, work: _Work) -> Tensor:
     """All splits of the last blocks: ``(G, blocks * m)``."""
-    n, G, m = P.shape[:3]
-    size = 1 << (m - 1).bit_length()
-    # [[P, Y], [Yᵀ, -Q]] with output k at 2k and input k at 2k + 1, so that halves are contiguous. Items last:
-    # every operation below is one pass over contiguous numbers of all items.
-    shape = 2 * size, 2 * size, n * G
-    M = P.new_zeros(shape) if m < size else P.new_empty(shape)
+    n, G, m = *M.shape[:2], M.shape[-1] // 2
+    M, logs = M.flatten(0, 1), logs.reshape(1, -1)
+    parts = [
+        _leaf(M[k : k + work.leaves], logs[:, k : k + work.leaves], m, work)
+        for k in range(0, n * G, work.leaves)
+    ]
+    return torch.cat(parts, -1).view(m, n, G).permute(2, 1, 0).reshape(G, n * m)
+
+
+def _leaf(blocks: Tensor, logs: Tensor, m: int, work: _Work) -> Tensor:
+    """``(m, items)``, from blocks ``(items, 2m, 2m)`` and ``(1, items)``."""
+    items, size = len(blocks), work.leaf_size
+    # Output k at 2k and input k at 2k + 1, so that halves are contiguous. Items last: every operation below is
+    # one pass over contiguous numbers of all items.
+    M = work.leaf[: 4 * size**2 * items].view(2 * size, 2 * size, items)
+    turned = work.leaf_in[: 4 * m * m * items].view(4 * m * m, items)
+    blocks = turned.copy_(blocks.view(items, 4 * m * m).mT).view(2 * m, 2 * m, items)
     outputs, inputs = slice(0, 2 * m, 2), slice(1, 2 * m, 2)
-    P, Y, Q = (A.view(n * G, m * m).mT.contiguous().view(m, m, n * G) for A in (P, Y, Q))
-    M[outputs, outputs] = P
-    M[outputs, inputs] = Y
-    M[inputs, outputs] = Y.transpose(0, 1)
-    torch.neg(Q, out=M[inputs, inputs])
-    for k in range(m, size):
-        M[2 * k, 2 * k], M[2 * k + 1, 2 * k + 1] = 1, -1
-    logs = logs.reshape(1, -1)
-    blocks = 1
+    if m < size:
+        M.zero_()
+        M.diagonal(dim1=0, dim2=1)[:, ::2].fill_(1)
+        M.diagonal(dim1=0, dim2=1)[:, 1::2].fill_(-1)
+    M[outputs, outputs] = blocks[:m, :m]
+    M[outputs, inputs] = blocks[:m, m:]
+    M[inputs, outputs] = blocks[:m, m:].transpose(0, 1)
+    M[inputs, inputs] = blocks[m:, m:]
+    parts = 1
     while size > 1:
-        logs = _halve(M, logs, blocks)
-        blocks, size = 2 * blocks, size // 2
-    logs = logs + M.diagonal(dim1=0, dim2=1)[:, ::2].mT.log()
-    return logs[:m].view(m, n, G).permute(2, 1, 0).reshape(G, n * m)
+        logs = _halve(M, logs, parts, work.leaf_rows)
+        parts, size = 2 * parts, size // 2
+    return (logs + M.diagonal(dim1=0, dim2=1)[:, ::2].mT.log())[:m]
 
 
-def _halve(M: Tensor, logs: Tensor, blocks: int) -> Tensor:
+def _halve(M: Tensor, logs: Tensor, blocks: int, space: Tensor) -> Tensor:
     """One step of the recursion for all blocks on the diagonal of ``M (w * blocks, w * blocks, items)``, in place.
 
     ``logs (blocks, items)`` become those of the halves, ``(2 * blocks, items)``.
@@ -331,7 +385,8 @@ def _halve(M: Tensor, logs: Tensor, blocks: int) -> Tensor:
     diagonal = M.view(blocks, w, blocks, w, items).diagonal(dim1=0, dim2=2)
     D = diagonal.permute(3, 0, 1, 2)
     # Rows of the pivots: outputs of the second half, inputs of the first.
-    rows = M.new_empty(2, h, h + half, blocks, items)
+    shape = 2, h, h + half, blocks, items
+    rows = space[: math.prod(shape)].view(shape)
     rows[0, :, :h] = D[:, half::2, half::2].permute(1, 2, 0, 3)
     rows[0, :, h:] = D[:, half::2, :half].permute(1, 2, 0, 3)
     rows[1, :, :h] = D[:, 1:half:2, 1:half:2].permute(1, 2, 0, 3)
@@ -340,7 +395,6 @@ def _halve(M: Tensor, logs: Tensor, blocks: int) -> Tensor:
     kept = M.view(2 * blocks, half, 2 * blocks, half, items).diagonal(dim1=0, dim2=2)
     kept = kept.permute(0, 1, 3, 2).unflatten(2, (blocks, 2))
     sign = M.new_tensor([1.0, -1.0])[:, None]
-    gain = logs[:, None]
     for k in range(h):
         pivot = rows[k, k]
         row = rows[k, k + 1 :]
@@ -349,5 +403,5 @@ def _halve(M: Tensor, logs: Tensor, blocks: int) -> Tensor:
             rows[k + 1 :, k + 1 :].addcmul_(row[: h - k - 1, None], scaled[None], value=-1)
         row, scaled = row[h - k - 1 :], scaled[h - k - 1 :]
         kept.addcmul_(row[:, None], scaled[None], value=-1)
-        gain = gain + (pivot * sign).log()
-    return gain.reshape(2 * blocks, items)
+    pivots = rows[:, :h].diagonal(dim1=0, dim2=1)
+    return (logs[:, None] + (pivots * sign[..., None]).log().sum(-1)).reshape(2 * blocks, items)
