@@ -26,12 +26,11 @@ def eliminate(pivot: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         A bound on the norm of what is added up in ``couplingᵀ @ solved`` and in the factorisation: rounding is
         a small multiple of eps times this. Infinite where the pivot is singular or leaves the range of float64.
     """
-    if pivot.device.type == "cpu":
+    if _has_ldl(pivot.device):
         negative, singular = _bunch_kaufman(pivot)
         solved, info = torch.linalg.solve_ex(pivot, coupling)
         singular = singular | (info != 0)
     else:
-        # GPUs have no batched Bunch-Kaufman; eigenvalues cost more and say the same.
         finite = torch.isfinite(pivot).flatten(1).all(dim=1)
         values, Q = torch.linalg.eigh(torch.where(finite[:, None, None], pivot, 0.0))
         negative, singular = (values < 0).sum(dim=-1), (values == 0).any(dim=-1) | ~finite
@@ -51,7 +50,7 @@ def eliminate(pivot: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def negatives(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Count the negative eigenvalues of symmetric matrices ``(n, m, m)``, with the magnitude as in :func:`eliminate`."""
-    if matrices.device.type == "cpu":
+    if _has_ldl(matrices.device):
         negative, singular = _bunch_kaufman(matrices)
     else:
         finite = torch.isfinite(matrices).flatten(1).all(dim=1)
@@ -59,6 +58,11 @@ def negatives(matrices: Tensor) -> tuple[Tensor, Tensor]:
         negative, singular = (values < 0).sum(dim=-1), (values == 0).any(dim=-1) | ~finite
     magnitude = torch.linalg.vector_norm(matrices, dim=(-2, -1))
     return negative, torch.where(singular | ~torch.isfinite(magnitude), torch.inf, magnitude)
+
+
+def _has_ldl(device: torch.device) -> bool:
+    """GPUs have no batched Bunch-Kaufman factorisation; eigenvalues cost more and say the same."""
+    return device.type == "cpu"
 
 
 def _bunch_kaufman(matrices: Tensor) -> tuple[Tensor, Tensor]:
