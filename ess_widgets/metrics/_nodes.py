@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ _MARGIN = 1.01
 _THINNING = 0.8
 # The parts of an error that are bounded by ε (σ + β σ²), and by ε α for each singular value; bumps do the rest.
 _PARTS = (0.1, 0.3, 0.6, 1.0)
-_FLOORS = (1e-3, 1e-2, 1e-1, 1.0)
+_FLOORS = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 # The reference points of the logarithm at which errors are bounded.
 _REFERENCES = 7
 
@@ -87,7 +88,7 @@ def _fill(alpha: float, beta: float, upper: float, L: float) -> list[float]:
     above, below = (math.log(node) for node in FIRST)
     parts = math.ceil((above - below) / step(below))
     between = [below + k * (above - below) / parts for k in range(parts)]
-    nodes = [y for last, y in zip(between, between[1:], strict=False) if last < top + 0.2]
+    nodes = [y for last, y in pairwise(between) if last < top + 0.2]
     y = above + step(above)
     while 3 * (y - top) < 0.2 * L:
         nodes.append(y)
@@ -147,7 +148,8 @@ def _dominate(error: Array, bumps: Array) -> Array:
     With ``p_j = b_j² / Σ b²``, which add up to 1, it is enough that ``c_j b_j ≥ p_j · error``.
     """
     share = bumps / np.square(bumps).sum(-1, keepdims=True)
-    return np.max(error[..., None] * share, axis=-2)
+    weights: Array = np.max(error[..., None] * share, axis=-2)
+    return weights
 
 
 def _make(alpha: float, beta: float, upper: float, L: float) -> Rule:

@@ -72,7 +72,7 @@ class NestedElimination:
     def __init__(self, T: Tensor, at: Sequence[int]) -> None:
         N = T.shape[-1]
         levels = 0
-        while N > _LEAF << levels:
+        while _LEAF << levels < N:
             levels += 1
         self.size = -(-N // (1 << levels)) << levels
         columns = [k for k, p in enumerate(at) if 0 < p < N]
@@ -237,7 +237,7 @@ def _eliminate(root: _Root, tree: _Tree, s: Tensor, work: _Work) -> Tensor:
 
     def put(out: Tensor, source: Tensor, by: Tensor, eye: int = 0) -> None:
         """``source / by``, and so much on the diagonal, for every shift."""
-        torch.div(source[:, None], by, out=out.unflatten(0, (items, S)))
+        torch.div(source[:, None], by, out=out.view(items, S, *out.shape[1:]))
         if eye:
             out.diagonal(dim1=-2, dim2=-1).add_(eye)
 
@@ -393,7 +393,7 @@ def _halve(M: Tensor, logs: Tensor, blocks: int, space: Tensor) -> Tensor:
     rows[1, :, h:] = D[:, 1:half:2, half:].permute(1, 2, 0, 3)
     rows = rows.permute(1, 2, 3, 0, 4)
     kept = M.view(2 * blocks, half, 2 * blocks, half, items).diagonal(dim1=0, dim2=2)
-    kept = kept.permute(0, 1, 3, 2).unflatten(2, (blocks, 2))
+    kept = kept.permute(0, 1, 3, 2).view(half, half, blocks, 2, items)
     sign = M.new_tensor([1.0, -1.0])[:, None]
     for k in range(h):
         pivot = rows[k, k]

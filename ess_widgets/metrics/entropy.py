@@ -22,8 +22,8 @@ _REACH = 64.0
 _SLOPE = 0.805
 # This part of the positions may be left over: they are few, and mostly near the ends, where decomposition is cheap.
 _QUANTILE = 0.02
-# Singular values whose sum is expected to matter near the smallest nodes. A second attempt counts all of them.
-_EXPECTED = 16
+# How many singular values are expected to matter near the smallest nodes, in a first and a second attempt.
+_EXPECTED = (16, 64)
 # So many positions of one matrix are sooner decomposed than given nodes of their own. Measured for N of 64 to
 # 2,048: nodes cost as much as 25 to 50 decompositions of average size.
 _FEW = 32
@@ -85,16 +85,13 @@ def entropy(
     return values, bound
 
 
-def _power_of_two(x: Tensor) -> Tensor:
-    """The exponent of the power of two above each entry."""
-    return torch.frexp(x)[1]
-
-
-def _times_power(X: Tensor, exponent: Tensor) -> Tensor:
-    """``X * 2**exponent`` without overflow of the factor."""
-    half = exponent // 2
-    one = torch.ones(exponent.shape, dtype=X.dtype, device=X.device)
-    return X * torch.ldexp(one, half) * torch.ldexp(one, exponent - half)
+def _scaled(X: Tensor) -> Tensor:
+    """Each matrix times the power of two that brings its largest entry into ``[0.5, 1)``, in place."""
+    exponent = -torch.frexp(torch.maximum(X.amax((-2, -1)), -X.amin((-2, -1))))[1]
+    # In two steps: the factor itself may overflow.
+    for half in (exponent // 2, exponent - exponent // 2):
+        X.mul_(torch.ldexp(torch.ones_like(half, dtype=X.dtype), half)[:, None, None])
+    return X
 
 
 class _Positions:
@@ -102,11 +99,7 @@ class _Positions:
 
     def __init__(self, T: Tensor, at: list[int], rtol: float) -> None:
         self.original, self.at, self.rtol = T, at, rtol
-        X = T.double().tril(-1)
-        exponent = -_power_of_two(torch.maximum(X.amax((-2, -1)), -X.amin((-2, -1))))
-        for half in (exponent // 2, exponent - exponent // 2):
-            X.mul_(torch.ldexp(torch.ones_like(half, dtype=X.dtype), half)[:, None, None])
-        self.X = X
+        self.X = X = _scaled(T.double().tril(-1))
         N = X.shape[-1]
         index = torch.tensor(at, device=X.device) - 1
         # ‖H_p‖², from sums of non-negative numbers alone: rows up to column p - 1, over rows from p.
@@ -151,13 +144,13 @@ class _Positions:
         heads = group.any(-1).nonzero()[:, 0]
         columns = group.any(0).nonzero()[:, 0]
         at = [self.at[k] for k in columns.tolist()]
-        unit = torch.ldexp(torch.ones_like(largest[heads]), _power_of_two(largest[heads]))[:, None]
+        unit = torch.ldexp(torch.ones_like(largest[heads]), torch.frexp(largest[heads])[1])[:, None]
         F = self.F[heads][:, columns] / unit / unit
         K = self.K[heads][:, columns].double()
         group, todo = group[heads][:, columns], self.todo[heads][:, columns]
         log_determinants = NestedElimination(self.X if len(heads) == len(self.X) else self.X[heads], at)
         first = log_determinants(unit * unit.new_tensor(FIRST))
-        scales = _scales(first, F, K if strict else K.clamp(max=_EXPECTED), group)
+        scales = _scales(first, F, K.clamp(max=_EXPECTED[strict]), group)
         target = math.floor(2 * math.log2(self.rtol)) - (4 if strict else 2)
         for kind in sorted(set(scales)):
             mine = torch.tensor([k for k, other in enumerate(scales) if other == kind], device=unit.device)
@@ -176,9 +169,7 @@ class _Positions:
         for k in which.any(0).nonzero()[:, 0].tolist():
             p = self.at[k]
             heads = which[:, k].nonzero()[:, 0]
-            H = self.original[heads, p:, :p].double()
-            H = _times_power(H, -_power_of_two(H.abs().amax((-2, -1)))[:, None, None])
-            sigma = singular_values(H)
+            sigma = singular_values(_scaled(self.original[heads, p:, :p].double()))
             self.values[heads, k], self.bound[heads, k] = _from_singular_values(sigma)
             self.counts["svd"] += len(heads)
         self.todo &= ~which
