@@ -35,12 +35,10 @@ def eliminate(pivot: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values, Q = torch.linalg.eigh(torch.where(finite[:, None, None], pivot, 0.0))
         negative, singular = (values < 0).sum(dim=-1), (values == 0).any(dim=-1) | ~finite
         solved = Q @ ((Q.mT @ coupling) / values[..., None])
-    rows = torch.linalg.vector_norm(solved, dim=-1, keepdim=True)
-    magnitude = (rows.mT @ (pivot.abs() @ rows)).flatten()
-    magnitude = magnitude + torch.linalg.vector_norm(pivot, dim=(-2, -1))
-    magnitude = magnitude + torch.linalg.vector_norm(coupling, dim=(-2, -1)) * torch.linalg.vector_norm(
-        rows, dim=(-2, -1)
-    )
+    # Rounding in the factors is an error in the pivot itself, the same for all columns: it is not amplified. That in the
+    # solutions and products is relative to what they add up.
+    norms = [torch.linalg.vector_norm(part, dim=(-2, -1)) for part in (pivot, coupling, solved)]
+    magnitude = norms[0] + norms[1] * norms[2]
     singular = singular | ~torch.isfinite(magnitude)
     if bool(singular.any()):
         solved = torch.where(singular[:, None, None], 0.0, solved)

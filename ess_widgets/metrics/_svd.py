@@ -74,13 +74,14 @@ def _try_singular_values(H: Tensor) -> Tensor | None:
 
 def materialise(op: Operator) -> Tensor:
     """``op.matrix()``, detached; on the CPU where the operator's own device has no memory for it."""
-    try:
-        return op.matrix().detach()
-    except torch.OutOfMemoryError:
-        if op.device.type == "cpu":
-            raise
-    _warn_cpu(op.device, f"an operator of shape {tuple(op.shape)}")
-    return op.to("cpu").matrix().detach()
+    with torch.no_grad(), one_thread(op.device):
+        try:
+            return op.matrix().detach()
+        except torch.OutOfMemoryError:
+            if op.device.type == "cpu":
+                raise
+        _warn_cpu(op.device, f"an operator of shape {tuple(op.shape)}")
+        return op.to("cpu").matrix().detach()
 
 
 def _warn_cpu(device: torch.device, what: str) -> None:

@@ -91,7 +91,10 @@ def _steps(op: Any, kind: Kind, tol: float, relative: bool, rtol: float) -> Iter
     known = torch.zeros(L, dtype=torch.bool, device=device)
     count = _FIRST
     while not bool(known.all()):
-        grid = torch.linspace(0, L - 1, min(count, L)).round().long().unique().to(device)
+        steps = min(count, L) - 1
+        grid = torch.tensor(
+            sorted({round(k * (L - 1) / max(1, steps)) for k in range(steps + 1)}), device=device
+        )
         new = grid[~known[grid]]
         if len(new):
             found = profile(op, kind, tol, relative, new.tolist(), rtol=rtol).values

@@ -20,9 +20,11 @@ __all__ = ["count_delayed"]
 
 _LEAF = 16
 _EPS = torch.finfo(torch.float64).eps
-_SLACK = 0.5
+_SLACK = 2.0
 # What an elimination may add to a Schur complement, in units of the threshold: eps times this is the error of a step.
 _GROWTH = 1e6
+# Couplings that are taken for rounding, in units of eps; as much as they are is added to the error.
+_NOISE = 64.0
 
 
 @dataclass
@@ -113,15 +115,20 @@ def _reduce(P: Tensor, W: Tensor, S: Tensor, growth: float) -> tuple[Tensor, Ten
     # Directions by how strongly they are coupled: most are not, or weakly, and go first.
     U, strength, _ = torch.linalg.svd(W)
     strong = int((strength.square() > growth).sum())
+    coupled = max(strong, int((strength > _EPS * float(strength.max())).sum()))
     P, W = U.mT @ P @ U, U.mT @ W
     count, total = 0, float(torch.linalg.vector_norm(P))
-    for start in (strong, 0):
-        # First the weak ones, coupled to the strong and to what is kept; then all that is left, coupled to the kept.
+    for start in (coupled, strong, 0):
+        # Coupled to the others alone, then to what is kept and to the strong; in the end all that is left.
         values, Q = torch.linalg.eigh(P[start:, start:])
         coupling = Q.mT @ torch.cat([P[start:, :start], W[start:]], dim=-1)
         size = coupling.square().sum(dim=-1)
         good = size <= growth * values.abs()
-        good |= size.sqrt() <= _EPS * total
+        # What is nothing but rounding is left out, and so is what it would add.
+        noise = ~good & (size.sqrt() <= _NOISE * _EPS * max(1.0, total))
+        total += float(size[noise].sum().sqrt()) / (_SLACK * _EPS)
+        coupling[noise] = 0.0
+        good |= noise
         divided = torch.where(values[:, None] == 0, 0.0, coupling / values[:, None])[good]
         chosen = coupling[good]
         added = chosen.mT @ divided
@@ -134,6 +141,10 @@ def _reduce(P: Tensor, W: Tensor, S: Tensor, growth: float) -> tuple[Tensor, Ten
         )
         W = torch.cat([W[:start] - added[:start, start:], coupling[stay][:, start:]])
         S = S - added[start:, start:]
+    if W.shape[1] < len(P) < len(U):
+        # More than can be coupled to what is kept: now it shows which are not.
+        P, W, S, more, again = _reduce(P, W, S, growth)
+        count, total = count + more, total + again
     return P, W, S, count, total
 
 

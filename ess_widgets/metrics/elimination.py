@@ -30,7 +30,7 @@ _ENTRIES = 2**19
 _LARGE = 128
 _EPS = torch.finfo(torch.float64).eps
 # Rounding of one step, in units of eps times the magnitudes that enter it.
-_SLACK = 0.5
+_SLACK = 2.0
 
 
 @dataclass

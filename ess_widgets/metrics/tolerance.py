@@ -19,7 +19,7 @@ __all__ = ["TIE", "tolerance"]
 TIE = 1e-6
 _EPS = torch.finfo(torch.float64).eps
 # The band against the rounding that the first level of the elimination is known to make; the others add to it.
-_MARGIN = 8.0
+_MARGIN = 256.0
 # Wider bands hold so many singular values that comparing their edges settles little.
 _WIDEST = 1e-2
 # Decompositions of single blocks that cost as much as the elimination with delayed pivots: N over this.
