@@ -22,10 +22,9 @@ __all__ = ["FIRST", "Rule", "rule"]
 
 # Nodes that every rule has, so that they can be evaluated before the rule is chosen, in units of max ‖H‖_F.
 FIRST = (1.0, 0.125)
-# Steps of the grids, in log σ, on which weights are fitted and errors bounded. The features of an error are
-# at least as wide as half the step between nodes, 0.2: between points of the finer grid it exceeds its
-# largest value on them by less than 1 %.
-_FIT_STEP, _CHECK_STEP = 0.12, 0.06
+# Steps of the grids, in log σ, on which weights are fitted and errors bounded, and where they are finer: what
+# lies between points of the finer one is covered by the margin, with half of it to spare.
+_FIT_STEP, _CHECK_STEP, _CROWDED = 0.12, 0.02, 0.6
 _MARGIN = 1.01
 # How much faster than the error allowed, in logarithms, the nodes below α thin out.
 _THINNING = 0.8
@@ -121,8 +120,13 @@ def _minimax(basis: Array, target: Array, rounds: int = 5) -> Array:
     return found
 
 
-def _log_grid(low: float, high: float, step: float) -> Array:
-    return np.exp(np.linspace(math.log(low), math.log(high), math.ceil(math.log(high / low) / step) + 1))
+def _grid(low: float, high: float, step: float) -> Array:
+    """Even in ``log σ``, ten times finer near the upper end, where a smallest largest error crowds its extrema."""
+    near = high * math.exp(-_CROWDED)
+    parts = [(low, near, step), (near, high, step / 10)]
+    logs = [np.arange(math.log(a), math.log(b), d) for a, b, d in parts]
+    points: Array = np.exp(np.append(np.concatenate(logs), math.log(high)))
+    return points
 
 
 def _bumps(shifts: Array) -> Array:
@@ -148,7 +152,7 @@ def _dominate(error: Array, bumps: Array) -> Array:
     With ``p_j = b_j² / Σ b²``, which add up to 1, it is enough that ``c_j b_j ≥ p_j · error``.
     """
     share = bumps / np.square(bumps).sum(-1, keepdims=True)
-    weights: Array = np.max(error[..., None] * share, axis=-2)
+    weights: Array = np.stack([np.max(error * part, axis=-1) for part in share.T], axis=-1)
     return weights
 
 
@@ -157,13 +161,13 @@ def _make(alpha: float, beta: float, upper: float, L: float) -> Rule:
     centre = math.sqrt(alpha / beta)
     scale = np.append(shifts, 1.0)
 
-    sigma = _log_grid(alpha * math.exp(-16), upper, _FIT_STEP)
+    sigma = _grid(alpha * math.exp(-16), upper, _FIT_STEP)
     size = sigma + alpha + beta * sigma**2
     basis = _basis(sigma, shifts) / size[:, None]
     plain = _minimax(basis, sigma / size)
     entropy = _minimax(basis, (sigma - sigma * np.log(sigma / centre)) / size)
 
-    sigma = _log_grid(alpha * math.exp(-24), upper, _CHECK_STEP)
+    sigma = _grid(alpha * math.exp(-24), upper, _CHECK_STEP)
     basis = _basis(sigma, shifts)
     error_plain = basis @ plain - sigma
     error_entropy = basis @ entropy - (sigma - sigma * np.log(sigma / centre))

@@ -233,11 +233,12 @@ def _eliminate(root: _Root, tree: _Tree, s: Tensor, work: _Work) -> Tensor:
     X, N = root.X, tree.size
     items, S = s.shape
     G = items * S
-    shift, square = s[..., None, None], s.square()[..., None, None]
+    inverse = s.reciprocal()[..., None, None]
+    square = inverse.square()
 
     def put(out: Tensor, source: Tensor, by: Tensor, eye: int = 0) -> None:
-        """``source / by``, and so much on the diagonal, for every shift."""
-        torch.div(source[:, None], by, out=out.view(items, S, *out.shape[1:]))
+        """``source * by``, and so much on the diagonal, for every shift."""
+        torch.mul(source[:, None], by, out=out.view(items, S, *out.shape[1:]))
         if eye:
             out.diagonal(dim1=-2, dim2=-1).add_(eye)
 
@@ -263,18 +264,18 @@ def _eliminate(root: _Root, tree: _Tree, s: Tensor, work: _Work) -> Tensor:
             if side == 1 and level.of_ends[0]:
                 gram, corner = root.first[depth - 1], X[:, :m, :m]
                 put(pivots[0], gram[:, head, head], square, eye=1)
-                put(W[0, :, :h], corner[:, tail, head], shift)
+                put(W[0, :, :h], corner[:, tail, head], inverse)
                 put(W[0, :, h:], gram[:, tail, head], -square)
                 P[0].zero_().diagonal(dim1=-2, dim2=-1).fill_(1)
-                put(Y[0], corner[:, tail, tail], shift)
+                put(Y[0], corner[:, tail, tail], inverse)
                 put(Q[0], gram[:, tail, tail], -square, eye=-1)
             elif side == 0 and level.of_ends[1]:
                 gram, corner = root.last[depth - 1], X[:, N - m :, N - m :]
                 put(pivots[-1], gram[:, tail, tail], square, eye=1)
                 put(W[-1, :, :h], gram[:, head, tail], square)
-                put(W[-1, :, h:], corner[:, tail, head].mT, shift)
+                put(W[-1, :, h:], corner[:, tail, head].mT, inverse)
                 put(P[-1], gram[:, head, head], square, eye=1)
-                put(Y[-1], corner[:, head, head], shift)
+                put(Y[-1], corner[:, head, head], inverse)
                 Q[-1].zero_().diagonal(dim1=-2, dim2=-1).fill_(-1)
             if places:
                 begin = int(side == 1 and level.of_ends[0])
@@ -307,7 +308,7 @@ def _eliminate(root: _Root, tree: _Tree, s: Tensor, work: _Work) -> Tensor:
             known = M[0, :, :leaf, :leaf] if end else M[0, :, leaf:, leaf:]
             if tree.levels:
                 put(known, (root.last if end else root.first)[-1], square if end else -square)
-            put(M[0, :, :leaf, leaf:], X[:, at, at], shift)
+            put(M[0, :, :leaf, leaf:], X[:, at, at], inverse)
             diagonal = M.diagonal(dim1=-2, dim2=-1)
             diagonal[..., :leaf] += 1
             diagonal[..., leaf:] -= 1
@@ -398,7 +399,7 @@ def _halve(M: Tensor, logs: Tensor, blocks: int, space: Tensor) -> Tensor:
     for k in range(h):
         pivot = rows[k, k]
         row = rows[k, k + 1 :]
-        scaled = row / pivot
+        scaled = row * pivot.reciprocal()
         if k + 1 < h:
             rows[k + 1 :, k + 1 :].addcmul_(row[: h - k - 1, None], scaled[None], value=-1)
         row, scaled = row[h - k - 1 :], scaled[h - k - 1 :]
