@@ -40,10 +40,10 @@ _ENTRIES = 2**24
 _EPS = torch.finfo(torch.float64).eps
 # So many taps at most make a small matrix per position cheaper than one large matrix for all.
 _FEW_TAPS = 33
-# Microseconds per head and position on one CPU core: a recurrence with a state of 16, and what it competes with:
-# matrices of 1,024 positions, with what does not grow with their number.
-_RECURRENCE = 38.0
-_DENSE = {"tolerance": (130.0, 15.0), "entropy": (600.0, 25.0), "relative": (6000.0, 20.0)}
+# Microseconds per head and position on one CPU core: a recurrence with a state of 16, its growth with the state, and
+# what it competes with: matrices of 1,024 positions, and what does not grow with their number.
+_RECURRENCE, _GROWTH = 28.0, 2.2
+_DENSE = {"tolerance": (110.0, 13.0), "entropy": (430.0, 40.0), "relative": (6000.0, 40.0)}
 
 
 @dataclass(frozen=True)
@@ -340,4 +340,4 @@ def _is_small(op: Recurrence, measure: str) -> bool:
     """Whether the state is so small that its own way is cheaper than that of a matrix."""
     large, fixed = _DENSE[measure]
     size = op.shape[-1] / 1024
-    return _RECURRENCE * max(1, _order(op) / 16) ** 2 < op.block * (large * size**2 + fixed)
+    return _RECURRENCE * max(1, _order(op) / 16) ** _GROWTH < op.block * (large * size**2 + fixed)

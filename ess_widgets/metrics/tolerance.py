@@ -18,7 +18,7 @@ __all__ = ["TIE", "tolerance"]
 # Half the width of the band around the threshold at whose edges counts are compared, where rounding allows.
 TIE = 1e-6
 _EPS = torch.finfo(torch.float64).eps
-# The band against the rounding that the first level of the elimination is known to make; the others add to it.
+# Half the band in units of eps * ‖T‖² / τ², what squares in the elimination are rounded to; wide enough for most.
 _MARGIN = 256.0
 # Wider bands hold so many singular values that comparing their edges settles little.
 _WIDEST = 1e-2
