@@ -367,3 +367,32 @@ def test_the_layer_grid_alone(smollm2):
     values = floats(view.grid_data, "ess", 30, 9)
     expected = ew.ess(captured[4].operator[0], kind="tolerance", tol=1e-2).mean(-1).numpy()
     np.testing.assert_allclose(values[4], expected, rtol=1e-6)
+
+
+def test_a_long_input_is_drawn_before_all_its_singular_values_are_known():
+    torch.manual_seed(0)
+    length = 400
+    layer = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    x = torch.randn(1, length, 8)
+    inputs = {"query": x, "key": x, "value": x, "attn_mask": torch.ones(length, length).triu(1).bool()}
+    explorer = ew.Explorer(layer, inputs=inputs, kind="tolerance", tol=1e-3)
+    sent = []
+    explorer.observe(
+        lambda change: sent.append((change.name, change.new)), ["spectrum_data", "operator_data"]
+    )
+    explorer.wait()
+    (captured,) = explorer.captured.values()
+    expected = ew.ess(captured.operator[0], "tolerance", 1e-3)
+    np.testing.assert_array_equal(explorer.profile, expected.numpy())
+    explorer.close()
+    names = [name for name, data in sent if data]
+    assert names[0] == "operator_data"
+    spectra = [
+        floats(data, "values", length, length // 2) for name, data in sent if name == "spectrum_data" and data
+    ]
+    first, last = spectra[0], spectra[-1]
+    known = ~np.isnan(first).any(-1)
+    # About the brushed position, half way, and not yet everywhere.
+    assert known[length // 2] and not known[0] and not known.all()
+    assert not np.isnan(last).any()
+    np.testing.assert_array_equal(first[known], last[known])
