@@ -7,6 +7,9 @@ from torch import Tensor
 
 __all__ = ["eliminate", "negatives"]
 
+# Pivots this small, relative to the matrix, may owe their sign to rounding.
+_UNSURE = 1e3 * torch.finfo(torch.float64).eps
+
 
 def eliminate(pivot: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Solve ``pivot @ solved = coupling`` and count the negative eigenvalues of ``pivot``.
@@ -20,16 +23,17 @@ def eliminate(pivot: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns
     -------
     solved : Tensor, ``(n, h, k)``
-        Zero where the pivot is singular.
+        Zero where the pivot is singular, or so nearly that rounding decides on a sign.
     negative : int64 Tensor, ``(n,)``
     magnitude : Tensor, ``(n,)``
         A bound on the norm of what is added up in ``couplingᵀ @ solved`` and in the factorisation: rounding is
         a small multiple of eps times this. Infinite where the pivot is singular or leaves the range of float64.
     """
     if _has_ldl(pivot.device):
-        negative, singular = _bunch_kaufman(pivot)
+        negative, smallest = _bunch_kaufman(pivot)
         solved, info = torch.linalg.solve_ex(pivot, coupling)
-        singular = singular | (info != 0)
+        # Two factorisations, each rounded in its own way: a pivot that is rounding alone may have either sign in each.
+        singular = ~(smallest > _UNSURE * torch.linalg.vector_norm(pivot, dim=(-2, -1))) | (info != 0)
     else:
         finite = torch.isfinite(pivot).flatten(1).all(dim=1)
         values, Q = torch.linalg.eigh(torch.where(finite[:, None, None], pivot, 0.0))
@@ -49,7 +53,8 @@ def eliminate(pivot: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def negatives(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Count the negative eigenvalues of symmetric matrices ``(n, m, m)``, with the magnitude as in :func:`eliminate`."""
     if _has_ldl(matrices.device):
-        negative, singular = _bunch_kaufman(matrices)
+        negative, smallest = _bunch_kaufman(matrices)
+        singular = ~(smallest > 0)
     else:
         finite = torch.isfinite(matrices).flatten(1).all(dim=1)
         values = torch.linalg.eigvalsh(torch.where(finite[:, None, None], matrices, 0.0))
@@ -64,11 +69,14 @@ def _has_ldl(device: torch.device) -> bool:
 
 
 def _bunch_kaufman(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative eigenvalues of each matrix, and whether a pivot is exactly zero."""
+    """Negative eigenvalues of each matrix, and the size of its smallest pivot."""
     factors, order, _ = torch.linalg.ldl_factor_ex(matrices)
     pivots = factors.diagonal(dim1=-2, dim2=-1)
     # A negative entry marks half of a 2 x 2 pivot, whose determinant is negative: one eigenvalue of each sign.
     single = order > 0
     negative = (single & (pivots < 0)).sum(dim=-1) + (~single).sum(dim=-1) // 2
-    singular = (single & ~(pivots.abs() > 0)).any(dim=-1)
-    return negative, singular
+    # Such a pivot is about as large as the entry beside the diagonal, which is in the column of its first half.
+    beside = torch.nn.functional.pad(factors.diagonal(-1, dim1=-2, dim2=-1), (0, 1))
+    second = ~single & ((~single).cumsum(dim=-1) % 2 == 0)
+    smallest = torch.where(single, pivots, beside).abs().masked_fill(second, torch.inf).amin(dim=-1)
+    return negative, smallest

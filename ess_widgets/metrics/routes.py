@@ -340,4 +340,5 @@ def _is_small(op: Recurrence, measure: str) -> bool:
     """Whether the state is so small that its own way is cheaper than that of a matrix."""
     large, fixed = _DENSE[measure]
     size = op.shape[-1] / 1024
-    return _RECURRENCE * max(1, _order(op) / 16) ** _GROWTH < op.block * (large * size**2 + fixed)
+    own: float = _RECURRENCE * max(1.0, _order(op) / 16) ** _GROWTH
+    return own < op.block * (large * size**2 + fixed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class Analysis:
         self._ess: dict[Head, np.ndarray] = {}
         self._measure: Measure | None = None
         self._matrices: tuple[str, Tensor] | None = None
-        self._running: dict[Head, tuple[Iterator[tuple[Tensor, Tensor]], np.ndarray]] = {}
+        self._partial: dict[Head, np.ndarray] = {}
 
     def layer_data(self) -> list[dict[str, Any]]:
         """Per layer what the views say of it; the residual is None until :meth:`verify` has seen it."""
@@ -106,24 +106,27 @@ class Analysis:
             self._limits[layer] = state_size, top
         return self._limits[layer]
 
-    def advance(self, layer: str, head: int, first: int | None = None) -> bool:
-        """Compute a little more of the head's spectrum, about position ``first`` to begin with; True when it is whole."""
+    def advance(self, layer: str, head: int, about: int | None = None) -> bool:
+        """Compute a little more of the head's spectrum, nearest to position ``about`` first; True when it is whole."""
         key = layer, head
         if key in self._spectra:
             self._spectra.move_to_end(key)
             return True
-        if key not in self._running:
-            length = self.lengths[layer]
-            order = sorted(range(length), key=lambda i: abs(i - (length // 2 if first is None else first)))
-            chunks = spectra(self.operator(layer, head), order)
-            self._running[key] = chunks, np.full((length, max(length // 2, 1)), np.nan)
-        chunks, values = self._running[key]
-        for positions, sigma in chunks:
-            values[np.asarray(positions)] = 0.0
-            values[np.asarray(positions), : sigma.shape[-1]] = sigma.cpu().numpy()
+        length = self.lengths[layer]
+        if key not in self._partial:
+            self._partial[key] = np.full((length, max(length // 2, 1)), np.nan)
+        values = self._partial[key]
+        (unknown,) = np.isnan(values[:, 0]).nonzero()
+        nearest = unknown[
+            np.argsort(np.abs(unknown - (length // 2 if about is None else about)), kind="stable")
+        ]
+        for positions, sigma in spectra(self.operator(layer, head), nearest):
+            values[positions] = 0.0
+            values[positions, : sigma.shape[-1]] = sigma.cpu().numpy()
+            break
+        if np.isnan(values[:, 0]).any():
             return False
-        del self._running[key]
-        self._keep(key, values)
+        self._keep(key, self._partial.pop(key))
         return True
 
     def _keep(self, key: Head, values: np.ndarray) -> None:
@@ -134,9 +137,7 @@ class Analysis:
     def spectrum(self, layer: str, head: int) -> tuple[np.ndarray | None, bool]:
         """Singular values of every ``H_i``, ``(L, L // 2)``, NaN where they are not known yet, and whether all are."""
         key = layer, head
-        if key in self._spectra:
-            return self._spectra[key], True
-        return (self._running[key][1] if key in self._running else None), False
+        return (self._spectra[key], True) if key in self._spectra else (self._partial.get(key), False)
 
     def measure(self, measure: Measure) -> None:
         """Say which ESS is wanted; what is known of another one is forgotten."""

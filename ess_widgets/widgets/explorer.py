@@ -228,7 +228,7 @@ class Explorer(View, Measured):
             self._on_measure(change)
 
     def _on_selection(self, change: Any) -> None:
-        if change.name in ("layer", "head") and self._worker is not None:
+        if change.name in ("layer", "head", "position") and self._worker is not None:
             self._worker.wake()
         # Whoever observes the explorer's selection hears of its fields; the browser needs no second message.
         changed = t.Bunch(name="selection", old=None, new=self.selection, owner=self, type="change")

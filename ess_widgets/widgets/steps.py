@@ -90,9 +90,10 @@ class Steps:
             return True
         return (
             self._show_head(analysis)
-            or self._show_spectrum(analysis)
+            or self._show_brushed(analysis)
             or self._show_layer(analysis)
             or self._show_grid(analysis)
+            or self._show_spectrum(analysis)
         )
 
     def _run_model(self) -> None:
@@ -147,6 +148,7 @@ class Steps:
             tokens=indexed(length) if tokens is None else tokens,
             layers=analysis.layer_data(),
             grid_data=self._grid.data(explorer.measure.data()),
+            status=_status("computing", "Computing the other heads", 0.0),
             **self._head_traits(analysis, layer, head),
         )
         return True
@@ -185,13 +187,23 @@ class Steps:
             **self._layer_traits(analysis, layer),
         }
 
+    def _show_brushed(self, analysis: Analysis) -> bool:
+        """Of a long input first the singular values at the brushed position, and about it."""
+        layer, head = self._chosen(analysis)
+        position = self._explorer.selection.position or 0
+        values, whole = analysis.spectrum(layer, head)
+        if whole or (values is not None and not np.isnan(values[position, 0])):
+            return False
+        analysis.advance(layer, head, position)
+        self._explorer._publish(**self._spectrum_traits(analysis, layer, head))
+        return True
+
     def _show_spectrum(self, analysis: Analysis) -> bool:
-        """The singular values of a long input: those about the brushed position first, then all."""
+        """Last the singular values at all other positions."""
         layer, head = self._chosen(analysis)
         if self._shown.get("spectrum") == (layer, head, True):
             return False
-        whole = analysis.advance(layer, head, self._explorer.selection.position)
-        if whole or self._shown.get("spectrum") != (layer, head, False):
+        if analysis.advance(layer, head, self._explorer.selection.position):
             self._explorer._publish(**self._spectrum_traits(analysis, layer, head))
         return True
 

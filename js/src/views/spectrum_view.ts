@@ -214,9 +214,7 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
     }
     if (!scene) return "Point at a position to see the singular values of its H.";
     if (scene.position === 0) return "Position 0 has no past: its H is empty and ESS is 0.";
-    if (Number.isNaN(scene.ess) && ["running", "computing"].includes(state.status.phase))
-      return "Computing singular values …";
-    if (Number.isNaN(scene.ess)) return "Entries of H are not finite here, so it has no singular values.";
+    if (Number.isNaN(scene.ess)) return "Computing singular values …";
     if (scene.count === 0) return "All singular values are zero: nothing of the past is carried on.";
     return null;
   }
