@@ -7,8 +7,11 @@ from torch import Tensor
 
 __all__ = ["eliminate", "negatives"]
 
-# Pivots this small, relative to the matrix, may owe their sign to rounding.
-_UNSURE = 1e3 * torch.finfo(torch.float64).eps
+# Triangular factors are rounded in another way than what is counted, and differently for each column. Where a pivot is
+# nearly singular that is amplified: beyond this, in units of eps, and where its bound, so many times what is ever seen,
+# exceeds the other errors, eigenvalues are worth their price.
+_HARMLESS = 1e8
+_POOR = 16.0
 
 
 def eliminate(pivot: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,26 +26,28 @@ def eliminate(pivot: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns
     -------
     solved : Tensor, ``(n, h, k)``
-        Zero where the pivot is singular, or so nearly that rounding decides on a sign.
+        Zero where the pivot is singular.
     negative : int64 Tensor, ``(n,)``
     magnitude : Tensor, ``(n,)``
         A bound on the norm of what is added up in ``couplingᵀ @ solved`` and in the factorisation: rounding is
         a small multiple of eps times this. Infinite where the pivot is singular or leaves the range of float64.
     """
-    if _has_ldl(pivot.device):
-        negative, smallest = _bunch_kaufman(pivot)
-        solved, info = torch.linalg.solve_ex(pivot, coupling)
-        # Two factorisations, each rounded in its own way: a pivot that is rounding alone may have either sign in each.
-        singular = ~(smallest > _UNSURE * torch.linalg.vector_norm(pivot, dim=(-2, -1))) | (info != 0)
+    if not _has_ldl(pivot.device):
+        solved, negative, singular = _by_eigenvalues(pivot, coupling)
+        magnitude = _magnitude(pivot, coupling, solved)
     else:
-        finite = torch.isfinite(pivot).flatten(1).all(dim=1)
-        values, Q = torch.linalg.eigh(torch.where(finite[:, None, None], pivot, 0.0))
-        negative, singular = (values < 0).sum(dim=-1), (values == 0).any(dim=-1) | ~finite
-        solved = Q @ ((Q.mT @ coupling) / values[..., None])
-    # Rounding in the factors is an error in the pivot itself, the same for all columns: it is not amplified. That in the
-    # solutions and products is relative to what they add up.
-    norms = [torch.linalg.vector_norm(part, dim=(-2, -1)) for part in (pivot, coupling, solved)]
-    magnitude = norms[0] + norms[1] * norms[2]
+        negative, singular = _bunch_kaufman(pivot)
+        solved, info = torch.linalg.solve_ex(pivot, coupling)
+        singular = singular | (info != 0)
+        magnitude = _magnitude(pivot, coupling, solved)
+        rows = torch.linalg.vector_norm(solved, dim=-1, keepdim=True)
+        amplified = (rows.mT @ (pivot.abs() @ rows)).flatten()
+        poor = ~(amplified <= (_POOR * magnitude).clamp(min=_HARMLESS)) & ~singular
+        magnitude = torch.maximum(magnitude, amplified / _POOR)
+        if bool(poor.any()):
+            pivot, coupling = pivot[poor], coupling[poor]
+            solved[poor], negative[poor], singular[poor] = _by_eigenvalues(pivot, coupling)
+            magnitude[poor] = _magnitude(pivot, coupling, solved[poor])
     singular = singular | ~torch.isfinite(magnitude)
     if bool(singular.any()):
         solved = torch.where(singular[:, None, None], 0.0, solved)
@@ -50,11 +55,30 @@ def eliminate(pivot: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return solved, negative, magnitude
 
 
+def _by_eigenvalues(pivot: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Solutions, negative eigenvalues, and whether one vanishes.
+
+    Rounding in the factors is an error in the pivot itself, the same for the count and for all columns: it is not
+    amplified. That in the solutions is relative to what they add up.
+    """
+    finite = torch.isfinite(pivot).flatten(1).all(dim=1)
+    values, Q = torch.linalg.eigh(torch.where(finite[:, None, None], pivot, 0.0))
+    solved = Q @ ((Q.mT @ coupling) / values[..., None])
+    return solved, (values < 0).sum(dim=-1), (values == 0).any(dim=-1) | ~finite
+
+
+def _magnitude(pivot: Tensor, coupling: Tensor, solved: Tensor) -> Tensor:
+    size, coupled, taken = (
+        torch.linalg.vector_norm(part, dim=(-2, -1)) for part in (pivot, coupling, solved)
+    )
+    magnitude: Tensor = size + coupled * taken
+    return magnitude
+
+
 def negatives(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Count the negative eigenvalues of symmetric matrices ``(n, m, m)``, with the magnitude as in :func:`eliminate`."""
     if _has_ldl(matrices.device):
-        negative, smallest = _bunch_kaufman(matrices)
-        singular = ~(smallest > 0)
+        negative, singular = _bunch_kaufman(matrices)
     else:
         finite = torch.isfinite(matrices).flatten(1).all(dim=1)
         values = torch.linalg.eigvalsh(torch.where(finite[:, None, None], matrices, 0.0))
@@ -69,14 +93,11 @@ def _has_ldl(device: torch.device) -> bool:
 
 
 def _bunch_kaufman(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative eigenvalues of each matrix, and the size of its smallest pivot."""
+    """Negative eigenvalues of each matrix, and whether a pivot is exactly zero."""
     factors, order, _ = torch.linalg.ldl_factor_ex(matrices)
     pivots = factors.diagonal(dim1=-2, dim2=-1)
     # A negative entry marks half of a 2 x 2 pivot, whose determinant is negative: one eigenvalue of each sign.
     single = order > 0
     negative = (single & (pivots < 0)).sum(dim=-1) + (~single).sum(dim=-1) // 2
-    # Such a pivot is about as large as the entry beside the diagonal, which is in the column of its first half.
-    beside = torch.nn.functional.pad(factors.diagonal(-1, dim1=-2, dim2=-1), (0, 1))
-    second = ~single & ((~single).cumsum(dim=-1) % 2 == 0)
-    smallest = torch.where(single, pivots, beside).abs().masked_fill(second, torch.inf).amin(dim=-1)
-    return negative, smallest
+    singular = (single & ~(pivots.abs() > 0)).any(dim=-1)
+    return negative, singular
