@@ -96,7 +96,7 @@ def count(T: Tensor, tau: Tensor, at: list[int]) -> tuple[Tensor, Tensor]:
             tree.plant(T[part], tau[:, part], torch.arange(E * B, device=T.device).view(E, B)[:, part])
         tree.finish()
     index = torch.tensor(at, dtype=torch.int64, device=T.device)
-    return counts[:, index].view(E, B, -1), errors[:, index].view(E, B, -1)
+    return counts[:, index].view(E, B, len(at)), errors[:, index].view(E, B, len(at))
 
 
 def _join(nodes: list[_Nodes]) -> _Nodes:
