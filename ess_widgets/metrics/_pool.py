@@ -22,8 +22,11 @@ def in_parallel(pieces: Sequence[Callable[[], Result]], device: torch.device) ->
     for one another that threads inside one small factorisation cost, also on a machine that is busy.
     """
 
+    # torch keeps the mode per thread.
+    graph = torch.is_grad_enabled()
+
     def call(piece: Callable[[], Result]) -> Result:
-        with one_thread(device):
+        with one_thread(device), torch.set_grad_enabled(graph):
             return piece()
 
     workers = min(len(pieces), torch.get_num_threads())
