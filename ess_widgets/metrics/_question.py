@@ -23,6 +23,7 @@ class Question:
     tol: float
     relative: bool
     rtol: float
+    certify: bool
     positions: list[int]
 
     @property

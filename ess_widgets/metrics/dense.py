@@ -62,7 +62,7 @@ def _dense(T: Tensor, *, at: list[int], asked: Question) -> tuple[Tensor, Tensor
         found = apply(lambda T, at: relative_tolerance(T, asked.tol, at), T, at)
     else:
         tau = torch.full((len(T),), asked.tol, dtype=T.dtype, device=T.device)
-        found = apply(lambda T, at, tau: tolerance(T, tau, at), T, at, tau)
+        found = apply(lambda T, at, tau: tolerance(T, tau, at, certify=asked.certify), T, at, tau)
     values, error = found
     return values.to(error.dtype), error
 

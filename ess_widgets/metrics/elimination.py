@@ -25,7 +25,7 @@ __all__ = ["count", "middle"]
 # Splits that a leaf holds at most. Below, one small factorisation per split is cheaper than more levels.
 _LEAF = 8
 # Entries of Schur complements worked on at once: 4 MB, about what stays in a cache.
-_ENTRIES = 2**19
+_ENTRIES = 2**20
 # From this size on the two halves are worth the care of their own batches.
 _LARGE = 128
 _EPS = torch.finfo(torch.float64).eps
