@@ -62,6 +62,21 @@ def test_thresholds_at_ties(family: str, N: int, seed: int, where: float, which:
     check(T[None], max(tol, 1e-13) * (1 + off))
 
 
+@pytest.mark.parametrize(
+    "family", ["Hilbert", "exponentials", "softmax with a sink", "graded rows", "rows fall"]
+)
+def test_squares_are_not_trusted_beyond_their_digits(family: str) -> None:
+    """Thresholds so near to small singular values that only the values themselves tell."""
+    T = matrix(family, 60, 1)
+    for p in (15, 30, 45):
+        sigma = sigmas(T, p)
+        ratios = [float(r) for r in sigma / sigma[0] if 1.1e-6 < r < 1e-2]
+        assert ratios
+        for ratio in ratios:
+            for off in (-1e-5, -1e-7, -1e-9, 1e-9, 1e-7, 1e-5):
+                check(T[None], ratio * (1 + off), [p])
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family(family: str) -> None:
     T = torch.stack([matrix(family, 53, seed) for seed in (1, 2)])
@@ -92,10 +107,11 @@ def test_squares_settle_nearly_everything(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_rows_and_columns_of_very_different_size() -> None:
     """Where T's largest entry says nothing about a position, down to squares that vanish."""
-    T = torch.stack([matrix("random", 60, seed) for seed in (1, 2, 3)])
+    T = torch.stack([matrix("random", 60, seed) for seed in (1, 2, 3, 4)])
     T[0] *= torch.logspace(0, -290, 60, dtype=F64)[:, None]
     T[1] *= torch.logspace(-290, 0, 60, dtype=F64)
     T[2, 30:, :30] *= 1e-200
+    T[3, 30:, :30] *= 1e-160
     check(T, 1e-3)
 
 
