@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from ess_widgets.metrics._svd import one_thread
+from ess_widgets.metrics._svd import one_piece, one_thread, threads
 
 __all__ = ["in_parallel"]
 
@@ -26,10 +26,10 @@ def in_parallel(pieces: Sequence[Callable[[], Result]], device: torch.device) ->
     graph = torch.is_grad_enabled()
 
     def call(piece: Callable[[], Result]) -> Result:
-        with one_thread(device), torch.set_grad_enabled(graph):
+        with one_thread(device), one_piece(), torch.set_grad_enabled(graph):
             return piece()
 
-    workers = min(len(pieces), torch.get_num_threads())
+    workers = min(len(pieces), threads())
     if workers <= 1 or device.type != "cpu":
         return [call(piece) for piece in pieces]
     with ThreadPoolExecutor(workers, thread_name_prefix="ess_widgets") as pool:

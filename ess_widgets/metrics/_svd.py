@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ess_widgets.operators import Operator
 
-__all__ = ["materialise", "one_thread", "singular_values", "working_dtype"]
+__all__ = ["materialise", "one_piece", "one_thread", "singular_values", "threads", "working_dtype"]
+
+_own = threading.local()
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
@@ -31,6 +33,8 @@ def one_thread(device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or before == 1:
         yield
         return
+    outer = getattr(_own, "threads", None)
+    _own.threads = before if outer is None else outer
     torch.set_num_threads(1)
     # torch keeps the number per thread, but also hands the last one set to threads that start later.
     restore = threading.Thread(target=torch.set_num_threads, args=(before,))
@@ -40,6 +44,23 @@ def one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+        _own.threads = outer
+
+
+@contextmanager
+def one_piece() -> Iterator[None]:
+    """Mark the calling thread as one of several that share a piece of work each: it starts no others."""
+    outer = getattr(_own, "threads", None)
+    _own.threads = 1
+    try:
+        yield
+    finally:
+        _own.threads = outer
+
+
+def threads() -> int:
+    """How many threads the caller may use for pieces of work: torch's number, whatever ``one_thread`` has set it to."""
+    return getattr(_own, "threads", None) or torch.get_num_threads()
 
 
 def singular_values(H: Tensor) -> Tensor:

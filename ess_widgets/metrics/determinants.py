@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ess_widgets.metrics._svd import one_thread
+from ess_widgets.metrics._svd import one_thread, threads
 
 __all__ = ["NestedElimination", "log_determinants"]
 
@@ -100,7 +100,7 @@ class NestedElimination:
             for b in range(0, count, rows)
             for k in range(0, S, columns)
         ]
-        workers = min(torch.get_num_threads(), len(chunks)) if X.device.type == "cpu" else 1
+        workers = min(threads(), len(chunks)) if X.device.type == "cpu" else 1
 
         def work(first: int) -> None:
             space: _Work | None = None

@@ -15,9 +15,10 @@ Each knows the error of its answer. What one cannot promise, the dense way compu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast, get_args
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -25,13 +26,15 @@ from torch import Tensor
 from ess_widgets.metrics import dense, low_rank, realization
 from ess_widgets.metrics._checks import Kind, as_operator, check_kind, check_rtol, check_tol, position_list
 from ess_widgets.metrics._question import Question
-from ess_widgets.metrics._svd import working_dtype
+from ess_widgets.metrics._svd import one_thread, working_dtype
 from ess_widgets.metrics.hankel import convolution_part, convolution_spectrum, convolution_values
 from ess_widgets.metrics.reference import checked_matrix, parts, width
 from ess_widgets.operators import Convolution, Operator, Recurrence
 
 __all__ = ["Profile", "Route", "ess", "profile", "spectrum"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Op = TypeVar("Op", bound=Operator)
 Route = Literal["auto", "recurrence", "convolution", "low rank", "dense", "svd"]
 
@@ -64,6 +67,17 @@ class Profile:
     values: Tensor
     error: Tensor
     routes: dict[str, int]
+
+
+def _calm(f: Callable[P, R]) -> Callable[P, R]:
+    """Let torch's own operations use one thread meanwhile: where there is more to gain, pieces of work have their own."""
+
+    @wraps(f)
+    def calm(*args: P.args, **kwargs: P.kwargs) -> R:
+        with one_thread(torch.device("cpu")):
+            return f(*args, **kwargs)
+
+    return calm
 
 
 def ess(
@@ -131,6 +145,7 @@ def ess(
     return profile(op, kind, tol, relative, positions, route=route, rtol=rtol, certify=certify).values
 
 
+@_calm
 def profile(
     op: Any,
     kind: Kind = "entropy",
@@ -245,6 +260,7 @@ def _split(rows: Tensor, each: int) -> list[Tensor]:
     return list(torch.split(rows, max(1, each))) if len(rows) else []
 
 
+@_calm
 def spectrum(op: Any, positions: Any = None, *, route: Route = "auto") -> Tensor:
     """Singular values of ``H_i = T[d*i:, :d*i]``, strictly past inputs to present-and-future outputs.
 

@@ -15,9 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ess_widgets.metrics.hankel import convolution_part, convolution_spectrum
-
-__all__ = ["Segment", "apply", "convolution_part", "convolution_spectrum", "segments"]
+__all__ = ["Segment", "apply", "segments"]
 
 # Routes cost about m² (m + this) for m positions: small problems run at less than the full speed of a machine.
 _OVERHEAD = 256

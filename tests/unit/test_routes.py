@@ -522,8 +522,19 @@ def test_padding_leaves_the_own_tokens_alone() -> None:
 def test_error_of_counts_says_where_ties_are() -> None:
     op = Dense(torch.stack([matrix("permutation", 60, 0), matrix("random", 60, 0)]))
     for route in ("dense", "svd"):
-        found = profile(op, "tolerance", 1.0, route=route)
+        found = profile(op, "tolerance", 1.0, route=route, certify=True)
         tied = torch.tensor([bool((sigmas(op.matrix()[0], i) > 0.5).any()) for i in range(60)])
         assert torch.equal(found.error[0] > 0, tied)
         assert found.error.max() < 60 * 60 * EPS * 100
-        assert not profile(op, "tolerance", 0.999, route=route).error[0].any()
+        assert not profile(op, "tolerance", 0.999, route=route, certify=True).error[0].any()
+
+
+def test_without_a_certificate_counts_are_the_same_and_say_how_near_a_value_may_be() -> None:
+    op = Dense(torch.stack([matrix("random", 200, 0), matrix("softmax", 200, 1)]))
+    for tol in (1e-1, 1e-3):
+        certified = profile(op, "tolerance", tol, certify=True)
+        quick = profile(op, "tolerance", tol)
+        assert certified.routes == quick.routes == {"dense": 2}
+        assert not certified.error.any()
+        assert torch.equal(quick.values, certified.values)
+        assert quick.error[:, 1:].gt(0).all() and quick.error.max() <= 1e-6

@@ -277,3 +277,21 @@ def test_facts_of_every_profile(family: str, N: int, seed: int, tau: float) -> N
     assert bool((steps[sure[:, 1:] & sure[:, :-1]] <= 1).all())
     both = sure[0] & sure[1].flip(0)
     assert torch.equal(counts[0, both], counts[1].flip(0)[both])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_count_is_right_but_for_what_its_band_holds(family: str) -> None:
+    for N, seed in ((40, 1), (97, 2)):
+        T = matrix(family, N, seed)
+        found = [sigmas(T, p) for p in splits(N)]
+        values = torch.cat(found)
+        values = values[values > 0]
+        for tau in values[:: max(1, len(values) // 4)].tolist():
+            for off in (1e-9, 1e-5, 0.3):
+                threshold = tau * (1.0 + off)
+                counts, band = tolerance(
+                    T[None], torch.tensor([threshold], dtype=F64), splits(N), certify=False
+                )
+                for k, sigma in enumerate(found):
+                    low, high = limits(sigma, threshold, float(band[0, k]))
+                    assert low <= counts[0, k] <= high
