@@ -121,8 +121,9 @@ def _half(nodes: _Nodes, late: bool, untouched: bool = False) -> _Nodes:
         negative, magnitude = nodes.negative, to_other.square().sum(dim=(-2, -1))
     else:
         to_same = same[:, gone, keep]
-        solved, negative, magnitude = eliminate(same[:, gone, gone], torch.cat([to_same, to_other], dim=-1))
-        # LAPACK leaves its solutions column by column: transposed on the left they are read row by row.
+        # LAPACK wants its right-hand sides column by column, and leaves its solutions so.
+        coupling = torch.cat([same[:, keep, gone], to_other.mT], dim=-2).mT
+        solved, negative, magnitude = eliminate(same[:, gone, gone], coupling)
         solved_same, solved_other = solved[..., :h].mT, solved[..., h:].mT
         same_kept = torch.baddbmm(same_kept, solved_same, to_same, alpha=-1)
         cross_kept = torch.baddbmm(cross_kept, solved_same, to_other, alpha=-1)
@@ -139,6 +140,27 @@ def _half(nodes: _Nodes, late: bool, untouched: bool = False) -> _Nodes:
         negative,
         nodes.error + _SLACK * _EPS * magnitude,
     )
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """``rows @ rowsᵀ``, without computing what symmetry gives."""
+    m = rows.shape[-2]
+    if m < 2 * _LARGE:
+        return rows @ rows.mT
+    gram = rows.new_empty(*rows.shape[:-1], m)
+    half = m // 2
+    early, late = rows[..., :half, :], rows[..., half:, :]
+    gram[..., :half, :half], gram[..., half:, half:] = _gram(early), _gram(late)
+    torch.matmul(late, early.mT, out=gram[..., half:, :half])
+    gram[..., :half, half:] = gram[..., half:, :half].mT
+    return gram
+
+
+def _identity_less(gram: Tensor, scale: Tensor) -> Tensor:
+    """``I - scale² gram`` for scales ``(E, B, 1, 1)``: ``(E * B, m, m)``."""
+    less = (gram * -scale.square()).flatten(0, 1)
+    less.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    return less
 
 
 def _leaf_and_size(N: int) -> tuple[int, int]:
@@ -184,12 +206,12 @@ class _Tree:
         error = _SLACK * _EPS * (shared.square().sum(dim=(-2, -1)) / tau.square()).flatten()
         if self._asks(0, m):
             cross = (X[:, :m, :m] * scale).flatten(0, 1)
-            gram = ((shared.mT @ shared) * scale.square()).flatten(0, 1)
-            self._grow(_Nodes(identity, cross, identity - gram, zero, run, zero, error), 0)
+            inputs = _identity_less(_gram(shared.mT), scale)
+            self._grow(_Nodes(identity, cross, inputs, zero, run, zero, error), 0)
         if self._asks(m, m):
             cross = (X[:, m:, m:] * scale).flatten(0, 1)
-            gram = ((shared @ shared.mT) * scale.square()).flatten(0, 1)
-            self._grow(_Nodes(identity - gram, cross, identity, zero + m, run, zero, error), m)
+            outputs = _identity_less(_gram(shared), scale)
+            self._grow(_Nodes(outputs, cross, identity, zero + m, run, zero, error), m)
 
     def _asks(self, first: int, m: int) -> bool:
         return bool(self._asked_before[first + m] > self._asked_before[first])

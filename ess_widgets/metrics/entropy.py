@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ess_widgets.metrics._nodes import FIRST, Rule, rule
-from ess_widgets.metrics._svd import singular_values
+from ess_widgets.metrics._pool import in_parallel
+from ess_widgets.metrics._svd import singular_values, threads
 from ess_widgets.metrics.determinants import NestedElimination
 
 __all__ = ["entropy"]
@@ -27,6 +29,8 @@ _EXPECTED = (16, 64)
 # So many positions of one matrix are sooner decomposed than given nodes of their own. Measured for N of 64 to
 # 2,048: nodes cost as much as 25 to 50 decompositions of average size.
 _FEW = 32
+# Entries of T from which on several matrices are worked on by several threads.
+_SIDE_BY_SIDE = 2**20
 # Entries of T worked on at once.
 _ENTRIES = 2**24
 
@@ -75,14 +79,22 @@ def entropy(
     place = {p: k for k, p in enumerate(inner)}
     columns = [k for k, p in enumerate(at) if 0 < p < N]
     source = torch.tensor([place[at[k]] for k in columns], device=T.device)
-    step = max(1, _ENTRIES // N**2)
-    for b in range(0, B, step):
-        part = _Positions(T[b : b + step], inner, rtol)
-        part.settle()
-        counts.update(part.counts)
-        values[b : b + step, columns] = part.values[:, source]
-        bound[b : b + step, columns] = part.bound[:, source]
+    # Matrices side by side where there are enough of them; of a few, the nodes (in ``log_determinants``).
+    each = -(-B // threads()) if B * N**2 >= _SIDE_BY_SIDE and T.device.type == "cpu" else B
+    step = max(1, min(each, _ENTRIES // N**2))
+    rows = [slice(b, min(b + step, B)) for b in range(0, B, step)]
+    settled = in_parallel([partial(_settled, T[part], inner, rtol) for part in rows], T.device)
+    for part, found in zip(rows, settled, strict=True):
+        counts.update(found.counts)
+        values[part, columns] = found.values[:, source]
+        bound[part, columns] = found.bound[:, source]
     return values, bound
+
+
+def _settled(T: Tensor, at: list[int], rtol: float) -> _Positions:
+    positions = _Positions(T, at, rtol)
+    positions.settle()
+    return positions
 
 
 def _scaled(X: Tensor) -> Tensor:

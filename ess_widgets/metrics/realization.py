@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ess_widgets.metrics._checks import check_chunk, position_list
 from ess_widgets.metrics._pool import in_parallel
-from ess_widgets.metrics._svd import working_dtype
+from ess_widgets.metrics._svd import threads, working_dtype
 from ess_widgets.metrics._sweeps import Factors, Sweeps, chunk_size
 from ess_widgets.operators.recurrence import Recurrence
 
@@ -158,12 +158,12 @@ def _state(op: Recurrence) -> int:
 def _work(op: Recurrence, wanted: list[int], chunk: int | None, room: int, take: Take) -> None:
     """Hand over the factors of all leading entries, some entries and some positions at a time."""
     count, L, n = op.shape[:-2].numel(), op.length, _state(op)
-    threads = torch.get_num_threads() if op.device.type == "cpu" else 1
-    room //= threads
+    workers = threads() if op.device.type == "cpu" else 1
+    room //= workers
     size = chunk_size(L, op.block, n)
     # Per leading entry: what the first pass keeps, and what the second makes of one chunk.
     kept, made = 16 * L * n * (1 + n // size), 16 * n * n * (size + 1)
-    at_once = chunk or max(1, min(room // max(kept, made), -(-count // threads)))
+    at_once = chunk or max(1, min(room // max(kept, made), -(-count // workers)))
     at = torch.tensor(wanted, dtype=torch.int64, device=op.device)
 
     @torch.no_grad()

@@ -69,7 +69,7 @@ def tolerance(T: Tensor, tau: Tensor, at: list[int], *, certify: bool = True) ->
     tensor([[0, 1, 2, 2, 2, 1]])
     """
     size = torch.linalg.vector_norm(T, dim=(-2, -1)) / tau
-    large = (~(_MARGIN * _EPS * size.square() <= TIE) | (tau < _PLAIN[0])).nonzero().flatten()
+    large = (~(_MARGIN * _EPS * size.square() <= _PREDICTABLE) | (tau < _PLAIN[0])).nonzero().flatten()
     size[large] = _norm(T[large]) / tau[large]
     extreme = ((tau < _PLAIN[0]) | (tau > _PLAIN[1])) & (size < _PLAIN[1])
     if bool(extreme.any()):

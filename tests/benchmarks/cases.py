@@ -25,17 +25,18 @@ class Ask:
     kind: Literal["tolerance", "entropy", "spectrum"]
     tol: float = 1e-3
     relative: bool = False
+    certify: bool = False
 
     def answer(self, op: Operator | Tensor) -> Tensor:
         if self.kind == "spectrum":
             return ew.spectrum(op)
-        return ew.ess(op, kind=self.kind, tol=self.tol, relative=self.relative)
+        return ew.ess(op, self.kind, self.tol, self.relative, certify=self.certify)
 
     def check(self, op: Operator | Tensor, loop: Loop) -> checks.Verdict:
         """Answer once, with the error that is promised, and compare."""
         if self.kind == "spectrum":
             return checks.spectra(self.answer(op).cpu(), loop)
-        told = profile(op, self.kind, self.tol, self.relative)
+        told = profile(op, self.kind, self.tol, self.relative, certify=self.certify)
         values, error = told.values.cpu(), told.error.cpu()
         if self.kind == "entropy":
             return checks.entropies(values, error, loop)
@@ -145,6 +146,13 @@ FURTHER = [
         "middle-1024",
         "tolerance 1e-2, amid the singular values, a head of 1,024",
         Ask("tolerance", 1e-2),
+        inputs.softmax,
+        1024,
+    ),
+    Case(
+        "certified-1024",
+        "tolerance, certified at both edges, a head of 1,024",
+        Ask("tolerance", certify=True),
         inputs.softmax,
         1024,
     ),
