@@ -25,12 +25,16 @@ def in_parallel(pieces: Sequence[Callable[[], Result]], device: torch.device) ->
     # torch keeps the mode per thread.
     graph = torch.is_grad_enabled()
 
-    def call(piece: Callable[[], Result]) -> Result:
-        with one_thread(device), one_piece(), torch.set_grad_enabled(graph):
+    def alone(piece: Callable[[], Result]) -> Result:
+        with one_thread(device), torch.set_grad_enabled(graph):
             return piece()
+
+    def beside_others(piece: Callable[[], Result]) -> Result:
+        with one_piece():
+            return alone(piece)
 
     workers = min(len(pieces), threads())
     if workers <= 1 or device.type != "cpu":
-        return [call(piece) for piece in pieces]
+        return [alone(piece) for piece in pieces]
     with ThreadPoolExecutor(workers, thread_name_prefix="ess_widgets") as pool:
-        return list(pool.map(call, pieces))
+        return list(pool.map(beside_others, pieces))

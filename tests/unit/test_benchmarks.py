@@ -181,7 +181,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert metrics.main(["--quick", "--cases", "*-1024", "--repeat", "1", "--output", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
     wanted = [case.title for case in [*DEMANDED, *FURTHER] if case.name.endswith("-1024")]
-    assert len(wanted) == 6 and all(title in text for title in wanted)
+    assert len(wanted) == 7 and all(title in text for title in wanted)
     assert "torch" in text and "load average" in text and "| 180× |" in text
 
 
