@@ -10,7 +10,7 @@ __all__ = ["eliminate", "negatives"]
 # Triangular factors are rounded in another way than what is counted, and differently for each column. Where a pivot is
 # nearly singular that is amplified: beyond this, in units of eps, and where its bound, so many times what is ever seen,
 # exceeds the other errors, eigenvalues are worth their price.
-_HARMLESS = 1e8
+_HARMLESS = 1e9
 _POOR = 16.0
 
 
