@@ -114,7 +114,8 @@ def ess(
         Counts are those of a singular value decomposition in float64, except that a value within 1e-6 of ``tol``,
         relative, may be counted either way (in the worst case: rounding is mostly a thousand times smaller).
         With ``certify`` they are taken at both edges of that band, and whatever lies in it is settled; that
-        takes about half as long again.
+        takes about half as long again. Operators that exceed ``tol`` by a factor of 1e6 and more have a wider
+        band, for which :func:`profile` gives an estimate.
 
     Returns
     -------
