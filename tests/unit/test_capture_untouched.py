@@ -221,6 +221,9 @@ class Random(nn.Module):
 
 
 def test_random_numbers_are_private_and_repeatable() -> None:
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
     model = Random()
     generator = model.generator.get_state()
     with unchanged(model):
