@@ -8,19 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ess_widgets.capture import calls, dot_product, multihead, padding
 from ess_widgets.capture.dot_product import DotProduct
 from ess_widgets.capture.errors import Cancelled
+from ess_widgets.capture.families import FUNCTIONS, MODULES
+from ess_widgets.capture.functions import FunctionWatcher
 from ess_widgets.capture.guard import Guard
 from ess_widgets.capture.layout import Layout, batch_size, contraction, sizes_of
 from ess_widgets.capture.merged import SplitWatcher
 from ess_widgets.capture.mixer import Future, Mixer
 from ess_widgets.capture.names import PathTracker, Selector
 from ess_widgets.capture.randomness import PrivateRandom
-from ess_widgets.capture.tape import Leaves, Tape
+from ess_widgets.capture.reading import Call, Constructed, ModuleCall, ModuleRecogniser, Reading
+from ess_widgets.capture.tape import Leaf, Leaves, Tape, map_tree
 from ess_widgets.capture.weights import Weights, is_distribution
 
 __all__ = ["CaptureMode", "Found", "Seen"]
@@ -35,6 +38,7 @@ class Found:
     valid: Tensor | None = None
     future: Future | None = None
     crosses: bool = False
+    family: str = "softmax attention"
 
 
 @dataclass
@@ -93,9 +97,14 @@ class CaptureMode(TorchFunctionMode):
         self._names: Counter[str] = Counter()
         self._splits = SplitWatcher()
         self._inferred: dict[tuple[int, int], Tensor | None] = {}
+        self.functions = FunctionWatcher(FUNCTIONS.__contains__, self._function_begins, self._function_ends)
+        self._exclusive = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with self.functions.paused():
+            return self._intercept(func, args, kwargs or {})
+
+    def _intercept(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self._should_stop is not None and self._should_stop():
             raise Cancelled("a newer request took over")
         name = getattr(func, "__name__", "").partition(".")[0]
@@ -104,7 +113,7 @@ class CaptureMode(TorchFunctionMode):
         if name == "__set__":
             self._tape.drop(args[0])
         self._guard.check(args, kwargs)
-        if name in _FORMS:
+        if name in _FORMS and not self._muted:
             return getattr(self, _FORMS[name])(func, args, kwargs)
         if name in _DROPOUTS:
             return args[0] if args else kwargs["input"]
@@ -121,11 +130,18 @@ class CaptureMode(TorchFunctionMode):
             if found.mixer is not None:
                 found.mixer.settle()
 
+    @property
+    def _muted(self) -> bool:
+        """Whether what runs now is captured as a whole."""
+        return self._exclusive > 0 or self.functions.inside
+
     def _ordinary(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         known = self._tape.any_known(args, kwargs)
         if calls.writes(name, kwargs) or name in ("embedding", "embedding_bag"):
             self._guard.before_write(name, args, kwargs)
         result = func(*args, **kwargs)
+        if self._muted:
+            return result
         if name in calls.PRODUCTS:
             self._product(func, name, args, kwargs, result, known)
         elif known:
@@ -277,19 +293,71 @@ class CaptureMode(TorchFunctionMode):
         self._add(name, mixer, multihead.own_tokens(call), crosses=multihead.crosses(call))
         return result
 
+    # Functions and modules that are recognised -----------------------------------------------------------------
+
+    def recogniser(self, module: nn.Module) -> ModuleRecogniser | None:
+        """What reads a module of this kind."""
+        return next((known for known in MODULES if known.fits(module)), None)
+
+    def keep(self, tensor: Tensor) -> Leaf:
+        """A reference to a tensor's present values."""
+        return self._leaves.keep(tensor)
+
+    def module_begins(self, recogniser: ModuleRecogniser) -> int:
+        """Note what was captured before."""
+        self._exclusive += recogniser.exclusive
+        return len(self.found)
+
+    def module_ends(self, recogniser: ModuleRecogniser, before: int, call: ModuleCall | None) -> None:
+        """Read a module, unless what is inside it has told already."""
+        self._exclusive -= recogniser.exclusive
+        inside = any(found.family != "convolution" for found in self.found[before:])
+        if call is not None and not self._muted and not inside:
+            self._read(type(call.module).__name__, recogniser.read(call))
+
+    def _function_begins(self, name: str, arguments: dict[str, Any], again: Callable[..., Any]) -> Any:
+        if self._exclusive:
+            return None
+        with torch._C.DisableTorchFunction():
+            kept = map_tree(arguments, lambda item: self.keep(item) if isinstance(item, Tensor) else item)
+            return name, kept, again
+
+    def _function_ends(self, token: Any, result: Any) -> None:
+        if result is None:
+            return  # it raised, or does not do it here
+        name, kept, again = token
+        with torch._C.DisableTorchFunction():
+            arguments = map_tree(kept, lambda item: item.tensor if isinstance(item, Leaf) else item)
+            module = self._tracker.frames[-1].module if self._tracker.frames else None
+            self._read(name, FUNCTIONS[name](Call(name, arguments, result, again, module)))
+
+    def _read(self, what: str, reading: Reading | str) -> None:
+        self.seen.calls[what] += 1
+        if isinstance(reading, str):
+            if reading:
+                self._skip(f"{what}: {reading}")
+            return
+        name, wanted = self._next(reading.name)
+        self._add(name, Constructed(self._leaves, reading) if wanted else None, family=reading.family)
+
     # Bookkeeping ----------------------------------------------------------------------------------------------
 
-    def _next(self) -> tuple[str, bool]:
-        path = self._tracker.path
+    def _next(self, name: str | None = None) -> tuple[str, bool]:
+        path = name or self._tracker.path
         count = self._names[path]
         self._names[path] += 1
         name = f"{path}#{count}" if count else path
         return name, self._selector.keep(name, len(self.found))
 
     def _add(
-        self, name: str, mixer: Mixer | None, valid: Tensor | None = None, crosses: bool | None = None
+        self,
+        name: str,
+        mixer: Mixer | None,
+        valid: Tensor | None = None,
+        crosses: bool | None = None,
+        family: str = Mixer.family,
     ) -> None:
-        found = Found(name, mixer, valid)
+        found = Found(name, mixer, valid, family=family)
         self.found.append(found)
         if mixer is not None:
             if valid is None:

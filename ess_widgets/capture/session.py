@@ -18,6 +18,7 @@ from ess_widgets.capture.errors import CaptureError, NotCausalError
 from ess_widgets.capture.guard import LeakedWeight, WrittenWeight
 from ess_widgets.capture.inplace import borrowed, python_randomness
 from ess_widgets.capture.mode import CaptureMode, Found, Seen
+from ess_widgets.capture.modules import ModuleWatcher
 from ess_widgets.capture.names import PathTracker, Selector
 from ess_widgets.capture.replica import Replica, Uncopyable, has_storage, replicate, unwrap
 
@@ -126,7 +127,6 @@ def _intercept(
     foreign.update({p: "an argument" for t in inputs if (p := calls.storage(t)) is not None})
     with contextlib.ExitStack() as stack:
         tracker = PathTracker(model)
-        stack.enter_context(tracker)
         stack.enter_context(python_randomness())
         for context in _quiet():
             stack.enter_context(context)
@@ -141,8 +141,11 @@ def _intercept(
             should_stop=should_stop,
             on_layer=on_layer,
         )
+        modules = ModuleWatcher(model, mode.recogniser, mode.keep, mode.module_begins, mode.module_ends)
+        stack.enter_context(modules)
+        stack.enter_context(tracker)
         try:
-            with mode:
+            with mode, mode.functions:
                 output = model(*args, **kwargs)
         finally:
             mode.finish()

@@ -1,0 +1,118 @@
+"""Sees calls of Python functions by their names, wherever they are called from, without patching anything."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import CO_VARARGS, CO_VARKEYWORDS
+from types import CellType, CodeType, FrameType, FunctionType
+from typing import Any
+
+__all__ = ["FunctionWatcher"]
+
+# From 3.12 on, switching a profile function on and off makes the interpreter revisit all code: it stays on.
+_CHEAP_SWITCH = sys.version_info < (3, 12)
+
+
+class FunctionWatcher:
+    """A profile function of one thread.
+
+    Parameters
+    ----------
+    is_known : callable
+        Whether calls of functions of this name are looked at; asked once for each name.
+    begin : callable
+        Given the name of such a call, its arguments, and a function that does it again with arguments by name; what
+        it returns is handed to ``end``. None: not interested.
+    end : callable
+        Given that and the result; calls inside are not looked at. Where the function raised, the result is None.
+    """
+
+    def __init__(
+        self,
+        is_known: Callable[[str], bool],
+        begin: Callable[[str, dict[str, Any], Callable[..., Any]], Any],
+        end: Callable[[Any, Any], None],
+    ) -> None:
+        self._is_known, self._begin, self._end = is_known, begin, end
+        self._names: dict[str, bool] = {}
+        self._frame: FrameType | None = None
+        self._token: Any = None
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        self._before = sys.getprofile()
+        if hasattr(self._before, "disable"):  # a cProfile.Profile: it cannot be set again by sys.setprofile
+            self._before.disable()
+        sys.setprofile(self._see)
+
+    def __exit__(self, *exc: object) -> None:
+        sys.setprofile(None)
+        self._frame = self._token = None
+        before, self._before = self._before, None
+        if hasattr(before, "enable"):
+            before.enable()
+        elif before is not None:
+            sys.setprofile(before)
+
+    @property
+    def inside(self) -> bool:
+        """Whether a known function is running."""
+        return self._frame is not None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away while the package's own code runs."""
+        if not _CHEAP_SWITCH:
+            yield
+            return
+        sys.setprofile(None)
+        try:
+            yield
+        finally:
+            sys.setprofile(self._see)
+
+    def _see(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call":
+            if self._frame is not None:
+                return
+            name = frame.f_code.co_name
+            known = self._names.get(name)
+            if known is None:
+                known = self._names[name] = self._is_known(name)
+            if known:
+                token = self._begin(name, arguments(frame), again(frame))
+                if token is not None:
+                    self._frame, self._token = frame, token
+        elif event == "return" and frame is self._frame:
+            token, self._frame, self._token = self._token, None, None
+            self._end(token, arg)
+
+
+def arguments(frame: FrameType) -> dict[str, Any]:
+    """The arguments of a call that begins, by parameter name, ``**kwargs`` merged in."""
+    code: CodeType = frame.f_code
+    local = frame.f_locals
+    count = code.co_argcount + code.co_kwonlyargcount
+    found = {name: local[name] for name in code.co_varnames[:count] if name in local}
+    if code.co_flags & CO_VARARGS:
+        name = code.co_varnames[count]
+        found[name] = local.get(name, ())
+        count += 1
+    if code.co_flags & CO_VARKEYWORDS:
+        found.update(local.get(code.co_varnames[count], {}))
+    return found
+
+
+def again(frame: FrameType) -> Callable[..., Any]:
+    """The function whose call begins, to be called with all of its arguments by name."""
+    code, local = frame.f_code, frame.f_locals
+    cells = tuple(CellType(local[name]) if name in local else CellType() for name in code.co_freevars)
+    function = FunctionType(code, frame.f_globals, code.co_name, None, cells)
+    positional = code.co_varnames[: code.co_posonlyargcount]
+
+    def call(**given: Any) -> Any:
+        return function(*(given.pop(name) for name in positional), **given)
+
+    return call
