@@ -71,7 +71,7 @@ class DotProduct(Mixer):
         mask, lead, L = self._mask.tensor, self._layout.lead, self._q.tensor.shape[-2]
         if all(size == 1 for size in mask.shape[:-2]):
             return mask.expand(*mask.shape[:-2], L, L).reshape(1, 1, L, L)
-        if self._layout.split == lead and self._layout.order == (0, 1) and mask.ndim <= 4:
+        if self._layout.plain and mask.ndim <= 4:
             mask = mask.expand(*mask.shape[:-2], L, L)
             return mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
         return self._layout.apply(mask.expand(*lead, L, L), 2)
@@ -99,8 +99,7 @@ class DotProduct(Mixer):
 
     def operator(self, valid: Tensor | None) -> Operator:
         q, k = self._q.tensor, self._k.tensor
-        plain = self._layout.split == self._layout.lead and self._layout.order == (0, 1)
-        if plain and q.ndim == 4 and k.shape[0] == q.shape[0] and q.shape[1] % k.shape[1] == 0:
+        if self._layout.plain and q.ndim == 4 and k.shape[0] == q.shape[0] and q.shape[1] % k.shape[1] == 0:
             pass  # (batch, heads, L, d) already, with the keys' own number of heads
         else:
             q, k = self._layout.apply(q, 2), self._layout.apply(self._shared(k), 2)

@@ -105,6 +105,11 @@ class Layout:
         return len(self.lead) == 1 and len(self.split) == 2
 
     @property
+    def plain(self) -> bool:
+        """Whether the leading dimensions are ``(batch, groups)`` as they are."""
+        return self.split == self.lead and self.order == (0, 1) and self.batch_dims == 1
+
+    @property
     def shape(self) -> tuple[int, int]:
         sizes = [self.split[i] for i in self.order]
         batch = groups = 1
@@ -124,16 +129,17 @@ class Layout:
 
 
 def batch_size(inputs: Iterable[Tensor], length: int) -> int | None:
-    """The batch size of the first input that has a dimension of this length."""
+    """The batch size of the first input that has a dimension of this length; of those with one dimension last."""
+    alone = None
     for tensor in inputs:
         shape = tuple(tensor.shape)
         if len(shape) == 1 and shape[0] == length:
-            return 1
+            alone = 1
         if len(shape) >= 2 and shape[1] == length:
             return shape[0]
         if len(shape) >= 2 and shape[0] == length:
             return 1 if len(shape) == 2 and tensor.is_floating_point() else shape[1]
-    return None
+    return alone
 
 
 def contraction(name: str, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Axes] | None:
