@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "BARRIERS",
     "CASTS",
+    "CURVES",
     "DATA",
     "EXPONENTIALS",
     "HALF",
@@ -28,6 +29,12 @@ HALF = frozenset({torch.float16, torch.bfloat16})
 
 PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "addmm", "einsum"})
 EXPONENTIALS = frozenset({"softmax", "_softmax", "softmin", "exp", "exp_", "exp2"})
+# Functions that make something other than linear attention of scores.
+_CURVES = """
+    sigmoid sigmoid_ relu relu_ relu6 softplus softplus_ tanh tanh_ pow pow_ __pow__ square square_ gelu silu elu elu_
+    leaky_relu selu celu mish hardtanh hardsigmoid hardswish logsigmoid erf sqrt exp expm1 log softsign
+"""
+CURVES = frozenset(_CURVES.split())
 CASTS = frozenset({"to", "type", "type_as", "float", "half", "bfloat16", "double", "cpu", "cuda"})
 
 # Views, element by element functions and reductions along the keys, which mean the same in any precision.
@@ -45,8 +52,9 @@ _ELEMENTWISE = """
     clamp clamp_min clamp_max clip minimum maximum max min amax amin sum mean logsumexp log_softmax softmax _softmax
     softmin cumsum cumprod rsub __radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ __rpow__ __add__ __sub__ __mul__
     __truediv__ __neg__ __pow__ subtract multiply divide negative reciprocal addcmul addcdiv lerp logsigmoid logaddexp
+    elu leaky_relu relu6 selu celu mish hardsigmoid hardswish softsign
     hardtanh cos sin erf dropout alpha_dropout feature_dropout topk sort gelu silu normalize
-    add_ sub_ mul_ div_ neg_ exp_ tanh_ clamp_ clamp_min_ clamp_max_ sqrt_ pow_ relu_ sigmoid_ softplus_ __iadd__
+    elu_ add_ sub_ mul_ div_ neg_ exp_ tanh_ clamp_ clamp_min_ clamp_max_ sqrt_ pow_ relu_ sigmoid_ softplus_ __iadd__
     __isub__ __imul__ __itruediv__ subtract_ multiply_ divide_ true_divide_ reciprocal_ square_ log_
 """
 REPEATABLE = frozenset(_VIEWS.split()) | frozenset(_ELEMENTWISE.split()) | CASTS

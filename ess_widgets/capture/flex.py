@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ess_widgets.capture.copier import Copier
-from ess_widgets.capture.layout import Layout
 from ess_widgets.capture.mixer import Future, Mixer
 from ess_widgets.capture.replay import BLOCKED, replay
 from ess_widgets.capture.replica import Uncopyable, replicate
@@ -201,11 +199,8 @@ class _Parts:
 class Flex(Mixer):
     """``softmax(score_mod(scale q kᵀ), where mask_mod allows) v``, from torch's ``flex_attention``."""
 
-    def __init__(
-        self, leaves: Leaves, layout: Layout, mods: Mods, call: dict[str, Any], output: Tensor
-    ) -> None:
+    def __init__(self, leaves: Leaves, mods: Mods, call: dict[str, Any], output: Tensor) -> None:
         query, key, value = call["query"], call["key"], call["value"]
-        self._layout = layout
         self._v, self._y = leaves.keep(value), leaves.keep(output)
         B, H, L, _ = query.shape
         b, h = torch.meshgrid(torch.arange(B), torch.arange(H), indexing="ij")
@@ -232,8 +227,7 @@ class Flex(Mixer):
         return again
 
     def rescale(self, ref: Ref, divides: bool, factor: Tensor, output: Tensor, leaves: Leaves) -> bool:
-        B, H, L = self._size
-        if self._rows is not None or factor.ndim != 4 or factor.shape[-2:] != (L, 1):
+        if self._rows is not None or factor.ndim != 4 or factor.shape[-2:] != (self._size[-1], 1):
             return False
         self._rows, self._y = (ref, divides), leaves.keep(output)
         return True
@@ -266,7 +260,7 @@ class Flex(Mixer):
         q, k = self._parts.query.tensor, self._parts.key.tensor
         wide = torch.float64 in (q.dtype, k.dtype)
         own = None if valid is None else valid.unsqueeze(1)
-        return _FlexAttention(
+        return FlexAttention(
             self._parts, torch.float64 if wide else torch.float32, q.device, own, self._state_size, self._rows
         )
 
@@ -284,7 +278,7 @@ class Flex(Mixer):
         return count_from_last_reader(mask_last_reader(allowed))
 
 
-class _FlexAttention(Operator):
+class FlexAttention(Operator):
     """The operator of one call; leading dimensions are indexed before anything is computed."""
 
     splittable = True
@@ -338,17 +332,17 @@ class _FlexAttention(Operator):
     def device(self) -> torch.device:
         return self._device
 
-    def to(self, device: torch.device | str) -> _FlexAttention:
+    def to(self, device: torch.device | str) -> FlexAttention:
         where = torch.device(device)
-        return _FlexAttention(
+        return FlexAttention(
             self._parts, self._dtype, where, self._full_valid, self._size_of, self._rows, self._indices
         )
 
-    def __getitem__(self, index: Any) -> _FlexAttention:
+    def __getitem__(self, index: Any) -> FlexAttention:
         where = leading_index(index, self._parts.b.ndim)
         parts = replace(self._parts, b=self._parts.b[where], h=self._parts.h[where])
         indices = (*self._indices, where)
-        return _FlexAttention(
+        return FlexAttention(
             parts, self._dtype, self._device, self._full_valid, self._size_of, self._rows, indices
         )
 

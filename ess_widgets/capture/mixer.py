@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from ess_widgets.capture.tape import Leaves, Ref
 from ess_widgets.operators import Operator
 
 __all__ = ["Future", "Mixer"]
@@ -29,6 +31,7 @@ class Mixer(ABC):
     """A mixing ``y = T u`` that a model computed, as ``(batch, groups, L, ...)``."""
 
     family = "softmax attention"
+    group = "head"
     rounded = False
 
     @property
@@ -44,6 +47,10 @@ class Mixer(ABC):
     def outputs(self) -> Tensor:
         """What the model computed, ``(batch, groups, L, width)``."""
 
+    def dtype(self) -> torch.dtype:
+        """The float type of the model there."""
+        return self.outputs().dtype
+
     @abstractmethod
     def operator(self, valid: Tensor | None) -> Operator:
         """``T``, with ``valid`` ``(batch, L)`` marking a sample's own tokens."""
@@ -55,6 +62,25 @@ class Mixer(ABC):
     @abstractmethod
     def future(self, valid: Tensor | None) -> Future | None:
         """An own token that reads a later own token, if there is one."""
+
+    def rescale(self, ref: Ref, divides: bool, factor: Tensor, output: Tensor, leaves: Leaves) -> bool:
+        """Take in that the model multiplied or divided the rows of ``y`` by something made from the weights.
+
+        Parameters
+        ----------
+        ref : Ref
+            How ``factor`` came about.
+        divides : bool
+            Whether rows were divided by it.
+        factor, output : Tensor
+            One number per row, and the result.
+
+        Returns
+        -------
+        bool
+            Whether that is what it was.
+        """
+        return False
 
     @abstractmethod
     def settle(self) -> None:

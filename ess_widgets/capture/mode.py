@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ess_widgets.capture import calls, dot_product, multihead, padding
+from ess_widgets.capture import calls, dot_product, flex, multihead, padding
 from ess_widgets.capture.dot_product import DotProduct
 from ess_widgets.capture.errors import Cancelled
 from ess_widgets.capture.families import FUNCTIONS, MODULES
+from ess_widgets.capture.flex import Flex, Mods
 from ess_widgets.capture.functions import FunctionWatcher
 from ess_widgets.capture.guard import Guard
 from ess_widgets.capture.layout import Layout, batch_size, contraction, sizes_of
@@ -23,8 +24,9 @@ from ess_widgets.capture.mixer import Future, Mixer
 from ess_widgets.capture.names import PathTracker, Selector
 from ess_widgets.capture.randomness import PrivateRandom
 from ess_widgets.capture.reading import Call, Constructed, ModuleCall, ModuleRecogniser, Reading
-from ess_widgets.capture.tape import Leaf, Leaves, Tape, map_tree
-from ess_widgets.capture.weights import Weights, is_distribution
+from ess_widgets.capture.rescaled import RowWatcher
+from ess_widgets.capture.tape import Leaf, Leaves, Ref, Tape, map_tree
+from ess_widgets.capture.weights import Weights, is_causal, is_distribution
 
 __all__ = ["CaptureMode", "Found", "Seen"]
 
@@ -96,6 +98,8 @@ class CaptureMode(TorchFunctionMode):
         self._random = PrivateRandom()
         self._names: Counter[str] = Counter()
         self._splits = SplitWatcher()
+        self._scalings = RowWatcher(self._tape, self._leaves)
+        self._mods = Mods(self._leaves)
         self._inferred: dict[tuple[int, int], Tensor | None] = {}
         self.functions = FunctionWatcher(FUNCTIONS.__contains__, self._function_begins, self._function_ends)
         self._exclusive = 0
@@ -126,6 +130,8 @@ class CaptureMode(TorchFunctionMode):
         """Let go of what only the run needed."""
         self._tape.forget()
         self._splits.forget()
+        self._scalings.forget()
+        self._mods.forget()
         for found in self.found:
             if found.mixer is not None:
                 found.mixer.settle()
@@ -153,6 +159,8 @@ class CaptureMode(TorchFunctionMode):
             self._outer(func, name, args, kwargs, result)
         if self._splits.active:
             self._splits.see(name, args, kwargs, result)
+        if known and self._scalings.active:
+            self._scalings.see(name, args, result)
         return result
 
     def _follow(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
@@ -164,8 +172,8 @@ class CaptureMode(TorchFunctionMode):
             self._tape.follow(func, name, args, kwargs, result)
         elif name not in calls.BARRIERS and isinstance(result, Tensor) and result.is_floating_point():
             node = self._tape.node(args[0]) if args else None
-            if node is not None and node.weights:
-                self._tape.given(result, node.paired)
+            if node is not None and (node.weights or (node.scored and node.shape == result.shape)):
+                self._tape.given(result, node)
 
     def _attribute(self, func: Any, args: Any) -> Any:
         result = func(*args)
@@ -203,17 +211,21 @@ class CaptureMode(TorchFunctionMode):
     ) -> bool:
         """Whether this is a product of attention weights with values; it is captured then."""
         ref = self._tape.ref(weights)
-        if ref is None or not ref.node.weights or self._is_weight(values):
+        if ref is None or not (ref.node.weights or ref.node.scored) or self._is_weight(values):
             return False
         if name in ("baddbmm", "addmm") and (kwargs.get("beta", 1) != 0 or kwargs.get("alpha", 1) != 1):
             return False
         sizes = sizes_of(((weights, axes.left), (values, axes.right)))
         roles = axes.roles(sizes)
-        if roles is None or not is_distribution(roles.weights(weights, axes.left)):
+        if roles is None:
             return False
         queries, keys = sizes[roles.query], sizes[roles.key]
-        if not ref.node.paired and (queries != keys or _reads_future(roles.weights(weights, axes.left))):
-            return False  # a softmax over features or experts, not over keys
+        seen = roles.weights(weights, axes.left)
+        if ref.node.weights and is_distribution(seen):
+            if not ref.node.paired and (queries != keys or _reads_future(seen)):
+                return False  # a softmax over features or experts, not over keys
+        elif queries != keys or not self._unlike_softmax(ref, values, seen):
+            return False
         self.seen.calls["softmax, then a product"] += 1
         if queries != keys:
             self._skip(f"{queries} queries read {keys} keys")
@@ -228,7 +240,14 @@ class CaptureMode(TorchFunctionMode):
         )
         self._add(name_, mixer)
         self._splits.add(result, mixer)
+        self._scalings.add(result, mixer)
         return True
+
+    def _unlike_softmax(self, ref: Ref, values: Tensor, seen: Tensor) -> bool:
+        """Whether weights that are no distribution mix the sequence: scores, causal over all of its length."""
+        node, length = self._tape.node(values), seen.shape[-1]
+        own = node is None or not node.paired
+        return ref.node.scored and own and length > 1 and self._batch(length) is not None and is_causal(seen)
 
     def _mixed_by_weight(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
         """Follow scores that a learned matrix mixes across heads or features: every pair of tokens is still there."""
@@ -275,6 +294,26 @@ class CaptureMode(TorchFunctionMode):
             scale=call.get("scale"),
         )
         self._add(name, mixer)
+        return result
+
+    def _flex(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self.seen.calls["flex_attention"] += 1
+        call = flex.arguments(args, kwargs)
+        result = func(**call)
+        reason = dot_product.not_square(call["query"], call["key"])
+        if reason is not None:
+            self._skip(reason)
+            return result
+        name, wanted = self._next()
+        if not wanted:
+            self._add(name, None)
+            return result
+        output, lse = result[:2]
+        mixer = Flex(self._leaves, self._mods, call, output)
+        self._add(name, mixer)
+        # Attention sinks are applied afterwards, as a factor made from the second result.
+        self._tape.start(mixer.logsumexp(), "logsumexp", (call["query"], call["key"]), {}, lse)
+        self._scalings.add(output, mixer)
         return result
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -409,7 +448,11 @@ class CaptureMode(TorchFunctionMode):
         return False
 
 
-_FORMS = {"scaled_dot_product_attention": "_sdpa", "multi_head_attention_forward": "_multi_head"}
+_FORMS = {
+    "scaled_dot_product_attention": "_sdpa",
+    "multi_head_attention_forward": "_multi_head",
+    "flex_attention": "_flex",
+}
 _OUTER = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "cdist"})
 _DROPOUTS = frozenset(
     f"{kind}dropout{suffix}"

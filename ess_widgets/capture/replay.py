@@ -11,10 +11,11 @@ from torch import Tensor
 from ess_widgets.capture import calls
 from ess_widgets.capture.tape import Leaf, Node, Ref, device_of, dtype_of, given_again, map_tree
 
-__all__ = ["replay", "structure"]
+__all__ = ["BLOCKED", "pattern", "replay", "structure"]
 
 # An additive mask at or below this forbids; -1e4, -1e9, finfo.min and -inf are all in use.
-_BLOCKED = -9e3
+BLOCKED = -9e3
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def replay(ref: Ref, dtype: torch.dtype) -> Tensor:
@@ -28,27 +29,36 @@ def replay(ref: Ref, dtype: torch.dtype) -> Tensor:
 
 def structure(ref: Ref) -> Tensor:
     """Which query may read which key by the masks alone, whatever the scores are: a boolean tensor."""
+    result = pattern(ref)
+    return (result != 0) & ~torch.isnan(result)
 
+
+def pattern(ref: Ref) -> Tensor:
+    """The weights if every query fitted every key alike: all scores 1, exponentials constant where not masked."""
     work = torch.float64 if ref.node.wide else torch.float32
+    exponentials = 0
 
     def step(node: Node, args: Any, kwargs: Any) -> Any:
-        if node.root and node.name not in calls.EXPONENTIALS and node.func is not given_again:
-            return _without_scores(node, args, kwargs)
+        nonlocal exponentials
         if node.name in calls.EXPONENTIALS and node.func is not given_again:
             scores = args[0] if args else kwargs["input"]
-            return (scores > _BLOCKED).to(work)
+            exponentials += 1
+            # A constant of its own for each, so that a difference of two softmaxes does not vanish.
+            return (scores > BLOCKED).to(work) * (0.5 + exponentials * _GOLDEN % 1)
+        if node.root and node.func is not given_again:
+            return _without_scores(node, args, kwargs)
         return calls.repeat(node.func, node.name, args, kwargs, work)
 
-    return _evaluate(ref, step, work) > 0
+    return _evaluate(ref, step, work)
 
 
 def _without_scores(node: Node, args: Any, kwargs: Any) -> Tensor:
     device = device_of(args if args else kwargs)
-    blank = torch.zeros(node.shape, dtype=dtype_of(args if args else kwargs), device=device)
+    plain = torch.ones(node.shape, dtype=dtype_of(args if args else kwargs), device=device)
     if node.name not in ("baddbmm", "addmm"):
-        return blank
+        return plain
     bias: Tensor = kwargs["input"] if "input" in kwargs else args[0]
-    return torch.add(blank, bias, alpha=kwargs.get("beta", 1))
+    return torch.add(plain, bias, alpha=kwargs.get("beta", 1))
 
 
 def _evaluate(ref: Ref, step: Callable[[Node, Any, Any], Any], dtype: torch.dtype) -> Tensor:

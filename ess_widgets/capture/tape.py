@@ -31,6 +31,8 @@ __all__ = [
 
 # Beyond this many calls after the last product it is no longer attention that is followed.
 _MAX_DEPTH = 64
+# Calls that may make scores of queries and keys, at the root of a tape.
+_SCORES = calls.PRODUCTS | {"mul", "__mul__"}
 
 
 class Leaf:
@@ -100,6 +102,12 @@ class Node:
         Whether an exponential lies behind: the result may be attention weights.
     paired : bool
         Whether a product of two activations lies behind: every query has met every key.
+    scored : bool
+        Whether that was a matrix product, of queries with keys.
+    soft : bool
+        Whether a softmax, or an exponential of such scores, lies behind.
+    curved : bool
+        Whether scores went through another function that is not linear.
     wide : bool
         Whether something was computed in float64.
     rounded : bool
@@ -108,6 +116,7 @@ class Node:
 
     __slots__ = (
         "args",
+        "curved",
         "depth",
         "func",
         "kwargs",
@@ -115,7 +124,9 @@ class Node:
         "paired",
         "root",
         "rounded",
+        "scored",
         "shape",
+        "soft",
         "weights",
         "wide",
         "writes",
@@ -132,7 +143,6 @@ class Node:
         root: bool = False,
         writes: bool = False,
         rounded: bool = False,
-        paired: bool = False,
     ) -> None:
         self.func, self.args, self.kwargs, self.name = func, args, kwargs, name
         self.shape, self.root, self.writes = shape, root, writes
@@ -140,8 +150,15 @@ class Node:
         self.depth: int = 1 + max((parent.depth for parent in parents), default=0)
         self.weights: bool = name in calls.EXPONENTIALS or any(parent.weights for parent in parents)
         self.wide: bool = name == "double" or any(_is_wide(item) for item in flat((args, kwargs)))
-        self.paired: bool = paired or any(parent.paired for parent in parents)
+        self.paired: bool = any(parent.paired for parent in parents)
         self.rounded: bool = rounded or any(parent.rounded for parent in parents)
+        self.scored: bool = (root and name in _SCORES) or any(parent.scored for parent in parents)
+        self.soft: bool = "softm" in name or any(
+            parent.soft or (parent.scored and name in calls.EXPONENTIALS) for parent in parents
+        )
+        # (Functions of a row's sum, a normaliser, have a last dimension of 1.)
+        bends = name in calls.CURVES and shape[-1:] != (1,)
+        self.curved: bool = any(parent.curved or (bends and parent.scored) for parent in parents)
 
     def parents(self) -> Iterator[Node]:
         for item in flat((self.args, self.kwargs)):
@@ -189,20 +206,13 @@ class Tape:
         node.paired = name not in calls.EXPONENTIALS
         self._set(result, Ref(node, None))
 
-    def given(self, result: Tensor, paired: bool) -> None:
-        """Begin with weights that cannot be computed again."""
-        rounded = result.dtype in calls.HALF
+    def given(self, result: Tensor, source: Node) -> None:
+        """Begin with weights that cannot be computed again, made from ``source`` by an unknown call."""
         leaf = self._leaves.keep(result)
-        node = Node(
-            given_again,
-            (leaf,),
-            {},
-            name="exp",
-            shape=result.shape,
-            root=True,
-            rounded=rounded,
-            paired=paired,
-        )
+        rounded = result.dtype in calls.HALF
+        node = Node(given_again, (leaf,), {}, name="exp", shape=result.shape, root=True, rounded=rounded)
+        node.paired, node.scored = source.paired, source.scored
+        node.soft, node.curved = source.soft, source.scored
         self._set(result, Ref(node, None))
 
     def follow(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
