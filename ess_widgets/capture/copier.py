@@ -58,6 +58,8 @@ class Copier:
             return value
         if isinstance(value, dict | list | set | collections.deque):
             return self._container(value, depth)
+        if isinstance(value, collections.UserDict | collections.UserList):
+            return self._wrapped(value, depth)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return self._remember(value, kind(*(self.value(item, depth) for item in value)))
         if _is_plain_object(kind):
@@ -99,6 +101,11 @@ class Copier:
                 copied.extend(self.value(item, depth + 1) for item in list(value))
         except Exception:  # noqa: BLE001 - whatever its own rules raise
             return self._remember(value, value)  # a container with rules of its own is shared
+        return copied
+
+    def _wrapped(self, value: Any, depth: int) -> Any:
+        copied = self._remember(value, copy.copy(value))
+        copied.data = self.value(value.data, depth)
         return copied
 
     def _object(self, value: Any, depth: int) -> Any:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 import operator
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ess_widgets.capture.copier import ATOMIC
 from ess_widgets.capture.errors import UnknownLayerError
 
-__all__ = ["Frame", "PathTracker", "Selector", "closest", "module_paths"]
+__all__ = ["Frame", "PathTracker", "Selector", "closest", "join", "module_paths"]
+
+# How deep into lists, dictionaries and objects modules are looked for.
+_DEPTH = 4
+# Entries of a module's ``__dict__`` that are torch's own.
+_OWN_ENTRIES = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -28,15 +36,65 @@ class Frame:
 
 
 def module_paths(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every path that leads to a module, shared modules under each of their names."""
+    """Every path that leads to a module, shared modules under each of their names.
 
-    def walk(module: nn.Module, path: str, above: tuple[nn.Module, ...]) -> Iterator[tuple[str, nn.Module]]:
+    Modules that torch does not know of, because a plain list, a dictionary or another object holds them, come last:
+    ``experts.0``, ``heads.left``, ``options.encoder``.
+    """
+    known: dict[nn.Module, str] = {}
+    for path, module in _registered(root, ""):
+        known.setdefault(module, path)
         yield path, module
-        for name, child in list(module._modules.items()):
-            if child is not None and all(child is not parent for parent in above):
-                yield from walk(child, f"{path}.{name}" if path else name, (*above, child))
+    seen: set[int] = set()
+    queue = list(known.items())
+    while queue:
+        owner, at = queue.pop(0)
+        for name, value in list(vars(owner).items()):
+            if name in _OWN_ENTRIES:
+                continue
+            for path, loose in _held(value, join(at, name), seen, _DEPTH):
+                for inner_path, module in _registered(loose, path):
+                    if module not in known:
+                        known[module] = inner_path
+                        queue.append((module, inner_path))
+                        yield inner_path, module
 
-    return walk(root, "", (root,))
+
+def join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _registered(
+    module: nn.Module, path: str, above: tuple[nn.Module, ...] = ()
+) -> Iterator[tuple[str, nn.Module]]:
+    yield path, module
+    above = (*above, module)
+    for name, child in list(module._modules.items()):
+        if child is not None and all(child is not parent for parent in above):
+            yield from _registered(child, join(path, name), above)
+
+
+def _held(value: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[str, nn.Module]]:
+    """Modules inside an attribute that is not a module's own entry."""
+    if isinstance(value, nn.Module):
+        yield path, value
+        return
+    if value is None or type(value) in ATOMIC or isinstance(value, Tensor) or not depth or id(value) in seen:
+        return
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list | tuple | deque):
+        items = list(enumerate(value))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+    elif type(type(value)) is type and not callable(value):
+        items = list(getattr(value, "__dict__", {}).items())
+    else:
+        return
+    seen.add(id(value))
+    for name, item in items:
+        yield from _held(item, f"{path}.{name}", seen, depth - 1)
 
 
 class PathTracker:
@@ -51,7 +109,7 @@ class PathTracker:
         self._calls: Counter[tuple[str, int]] = Counter()
         self._handles: list[Any] = []
         for path, module in module_paths(root):
-            if id(module) not in self._paths and not _is_plain_leaf(module):
+            if id(module) not in self._paths and not _is_plain_leaf(module) and not _is_scripted(module):
                 self._modules.append(module)
             self._paths.setdefault(id(module), []).append(path)
 
@@ -157,6 +215,11 @@ def _fits(item: str | int | Callable[[str], Any], name: str, index: int, total: 
 def _is_plain_leaf(module: nn.Module) -> bool:
     """Torch's own linear maps, norms and activations: nothing happens in them that needs a name."""
     return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    """TorchScript refuses hooks, and what it runs cannot be seen."""
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _is_index(value: Any) -> bool:

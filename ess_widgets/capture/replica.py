@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ess_widgets.capture.copier import ATOMIC, Copier, tensor, uncompiled
+from ess_widgets.capture.errors import CaptureError
+from ess_widgets.capture.names import join
 
 __all__ = ["Replica", "Uncopyable", "has_storage", "replicate", "unwrap"]
 
@@ -65,6 +68,11 @@ class Replica:
             if isinstance(alias, Tensor) and name not in self._private and has_storage(alias):
                 yield alias.untyped_storage().data_ptr(), name
 
+    def stand_ins(self) -> Iterator[Any]:
+        """The parameters of the copy; where no stand-in could be made, the original's own."""
+        for _, alias in self._parameters.values():
+            yield alias
+
     def _module(self, module: nn.Module, path: str = "") -> Any:
         module = unwrap(module)
         known = self._modules.get(id(module))
@@ -81,7 +89,7 @@ class Replica:
         for key, value in state.items():
             try:
                 self._attribute(new, key, value, path)
-            except (Uncopyable, RecursionError):
+            except (Uncopyable, CaptureError, RecursionError):
                 raise
             except Exception as error:
                 where = f"{path} ({type(module).__name__})" if path else type(module).__name__
@@ -125,6 +133,10 @@ class Replica:
         known = self._parameters.get(id(parameter))
         if known is not None:
             return known[1]
+        if is_lazy(parameter):
+            raise CaptureError(
+                f"the parameter {name!r} has no shape yet: call the lazy model once before it is captured."
+            )
         name = name or f"parameter of shape {tuple(parameter.shape)}"
         alias: Any = parameter
         if name in self._private:
@@ -165,10 +177,6 @@ def unwrap(module: nn.Module) -> nn.Module:
 def has_storage(value: Tensor) -> bool:
     """Whether a tensor is an ordinary one, with memory that others may share."""
     return value.layout is torch.strided and not value.is_meta
-
-
-def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _origin(hook: Any) -> str:

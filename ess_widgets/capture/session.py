@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ess_widgets.capture import calls, padding
-from ess_widgets.capture.copier import Copier
+from ess_widgets.capture.arguments import Arguments
 from ess_widgets.capture.errors import CaptureError, NotCausalError
 from ess_widgets.capture.guard import LeakedWeight, WrittenWeight
-from ess_widgets.capture.inplace import borrowed, python_randomness
+from ess_widgets.capture.inplace import ALONE, Loan
 from ess_widgets.capture.mode import CaptureMode, Found, Seen
 from ess_widgets.capture.modules import ModuleWatcher
 from ess_widgets.capture.names import PathTracker, Selector
+from ess_widgets.capture.quiet import Quiet, quietly
 from ess_widgets.capture.replica import Replica, Uncopyable, has_storage, replicate, unwrap
 
 __all__ = ["Outcome", "check_causal", "nothing_found", "run"]
@@ -48,32 +46,9 @@ def run(
     on_layer: Callable[[str, int], None] | None = None,
 ) -> Outcome:
     """Run the model once, on a copy, or in place where it refuses to be copied and that is safe."""
-    signature = _forward_signature(unwrap(model))
-    args, kwargs = _unpack(args, kwargs, signature)
-    _refuse_filled_cache(kwargs)
-    args, kwargs = _own(args), _own(kwargs)
-    private: set[str] = set()
-    while True:
-        try:
-            replica = replicate(model, private)
-        except (Uncopyable, RecursionError) as error:
-            return _in_place(model, args, kwargs, selector, signature, should_stop, on_layer, str(error))
-        try:
-            return _intercept(
-                replica.model, replica, args, kwargs, selector, signature, should_stop, on_layer
-            )
-        except WrittenWeight as written:
-            name = str(written)
-            if name in private:
-                raise CaptureError(
-                    f"the forward pass writes to the weight {name!r}; remove that to capture."
-                ) from None
-            private.add(name)
-        except LeakedWeight as leaked:
-            why = _patched(model, replica.originals.get(id(leaked.args[0]), "a weight"))
-            break
-    del replica
-    return _in_place(model, args, kwargs, selector, signature, should_stop, on_layer, why)
+    arguments = Arguments(unwrap(model), args, kwargs)
+    once = _Run(model, arguments, selector, should_stop, on_layer)
+    return quietly(once.on_a_copy)
 
 
 def check_causal(found: Found, names: list[str]) -> None:
@@ -106,162 +81,87 @@ def nothing_found(model: nn.Module, outcome: Outcome) -> str:
     )
 
 
-def _intercept(
-    model: nn.Module,
-    replica: Replica | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    selector: Selector,
-    signature: inspect.Signature | None,
-    should_stop: Callable[[], bool] | None,
-    on_layer: Callable[[str, int], None] | None,
-) -> Outcome:
-    named = _by_name(args, kwargs, signature)
-    inputs = list(_tensors((args, kwargs)))
-    if replica is not None:
-        weights = dict(replica.storages())
-        foreign: dict[int, str] = {}
-    else:
-        weights = {p: n for n, t in model.named_parameters() if has_storage(t) and (p := calls.storage(t))}
-        foreign = {p: n for n, t in model.named_buffers() if has_storage(t) and (p := calls.storage(t))}
-    foreign.update({p: "an argument" for t in inputs if (p := calls.storage(t)) is not None})
-    with contextlib.ExitStack() as stack:
-        tracker = PathTracker(model)
-        stack.enter_context(python_randomness())
-        for context in _quiet():
-            stack.enter_context(context)
-        mode = CaptureMode(
-            tracker,
-            selector,
-            inputs=inputs,
-            stated=padding.stated(named, {} if signature is None else signature.parameters),
-            weights=weights,
-            foreign=foreign,
-            is_original=None if replica is None else replica.is_original,
-            should_stop=should_stop,
-            on_layer=on_layer,
-        )
-        modules = ModuleWatcher(model, mode.recogniser, mode.keep, mode.module_begins, mode.module_ends)
-        stack.enter_context(modules)
-        stack.enter_context(tracker)
-        try:
-            with mode, mode.functions:
-                output = model(*args, **kwargs)
-        finally:
-            mode.finish()
-    return Outcome(mode.found, mode.seen, output)
+@dataclass(frozen=True)
+class _Run:
+    model: nn.Module
+    arguments: Arguments
+    selector: Selector
+    should_stop: Callable[[], bool] | None
+    on_layer: Callable[[str, int], None] | None
 
+    def on_a_copy(self, quiet: Quiet) -> Outcome:
+        private: set[str] = set()
+        while True:
+            try:
+                replica = replicate(self.model, private)
+            except (Uncopyable, RecursionError) as error:
+                return self.in_place(str(error))
+            try:
+                return self.intercept(replica.model, replica)
+            except WrittenWeight as written:
+                name = str(written)
+                if name in private:
+                    raise CaptureError(
+                        f"the forward pass writes to the weight {name!r}; remove that to capture."
+                    ) from None
+                private.add(name)
+            except LeakedWeight as leaked:
+                why = _patched(self.model, replica.originals.get(id(leaked.args[0]), "a weight"))
+                break
+        del replica
+        return self.in_place(why)
 
-def _in_place(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    selector: Selector,
-    signature: inspect.Signature | None,
-    should_stop: Callable[[], bool] | None,
-    on_layer: Callable[[str, int], None] | None,
-    why: str,
-) -> Outcome:
-    model = unwrap(model)
-    with borrowed(model, why):
+    def in_place(self, why: str) -> Outcome:
+        # One at a time: buffers are put back to what they were before, not to what another run made of them.
+        with ALONE:
+            return quietly(lambda quiet: self._lent(quiet, why))
+
+    def _lent(self, quiet: Quiet, why: str) -> Outcome:
+        model = unwrap(self.model)
+        loan = Loan(model, why)
+        quiet.afterwards.append(loan.give_back)
+        loan.take()
         try:
-            return _intercept(model, None, args, kwargs, selector, signature, should_stop, on_layer)
+            return self.intercept(model, None)
         except WrittenWeight as written:
             raise CaptureError(
                 f"this model cannot be run on a copy ({why}), and its forward pass writes to the weight "
                 f"{str(written)!r}, so it is not run in place either."
             ) from None
 
-
-def _quiet() -> Iterator[contextlib.AbstractContextManager[Any]]:
-    """What a run needs from its thread: no gradients, no inference mode, autocast as it is but without its cache."""
-    yield torch.inference_mode(False)
-    yield torch.no_grad()
-    yield _private_autocast()
-    # A compiled function inside the model is run as it was written: tracing it under interception would add to the
-    # recompilations of the user's own calls. torch runs it plainly in a thread whose tracing context says that it is
-    # inside a kernel.
-    guards: Any = sys.modules.get("torch._guards")
-    if "torch._dynamo" in sys.modules and guards is not None:
-        yield guards.tracing(guards.TracingContext(_InsideKernel()))
-
-
-class _InsideKernel:
-    in_kernel_invocation = True
-    shape_env = None
-
-
-@contextlib.contextmanager
-def _private_autocast() -> Iterator[None]:
-    """Autocast's cache is common to all threads, and it is emptied when the outermost region of any thread ends."""
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        torch.autocast_decrement_nesting()
-        torch.set_autocast_cache_enabled(enabled)
-
-
-def _forward_signature(model: nn.Module) -> inspect.Signature | None:
-    try:
-        return inspect.signature(model.forward)
-    except (TypeError, ValueError):
-        return None
-
-
-def _unpack(
-    args: tuple[Any, ...], kwargs: dict[str, Any], signature: inspect.Signature | None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Turn a single mapping into keyword arguments, where the forward knows these names."""
-    if len(args) != 1 or not isinstance(args[0], Mapping) or signature is None:
-        return args, kwargs
-    batch = {str(key): value for key, value in args[0].items()}
-    known = signature.parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
-    taken = {key: value for key, value in batch.items() if key in known or open_ended}
-    if not any(key in known for key in batch):
-        return args, kwargs  # the model takes the mapping itself
-    return (), {**taken, **kwargs}
-
-
-def _by_name(
-    args: tuple[Any, ...], kwargs: dict[str, Any], signature: inspect.Signature | None
-) -> dict[str, Any]:
-    if signature is None:
-        return kwargs
-    try:
-        return {**signature.bind_partial(*args).arguments, **kwargs}
-    except TypeError:
-        return kwargs  # the model's own call will complain
-
-
-def _own(value: Any) -> Any:
-    """Arguments with copies of objects that the forward may change, a cache for example; tensors are shared."""
-    if value is None or (isinstance(value, Tensor | nn.Module | Mapping) and not isinstance(value, dict)):
-        return value
-    if type(value) is dict:
-        return {key: _own(item) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_own(item) for item in value)
-    return Copier(lambda module: module, lambda parameter: parameter).value(value)
-
-
-def _refuse_filled_cache(kwargs: dict[str, Any]) -> None:
-    for name in ("past_key_values", "past_key_value", "layer_past"):
-        cache = kwargs.get(name)
-        if cache is None:
-            continue
-        length = getattr(cache, "get_seq_length", None)
-        filled = (
-            bool(length()) if callable(length) else bool(len(cache)) if hasattr(cache, "__len__") else True
+    def intercept(self, model: nn.Module, replica: Replica | None) -> Outcome:
+        inputs = self.arguments.tensors()
+        if replica is not None:
+            weights = dict(replica.storages())
+            foreign: dict[int, str] = {}
+        else:
+            weights = {
+                p: n for n, t in model.named_parameters() if has_storage(t) and (p := calls.storage(t))
+            }
+            foreign = {p: n for n, t in model.named_buffers() if has_storage(t) and (p := calls.storage(t))}
+        foreign.update({p: "an argument" for t in inputs if (p := calls.storage(t)) is not None})
+        tracker = PathTracker(model)
+        mode = CaptureMode(
+            tracker,
+            self.selector,
+            inputs=inputs,
+            stated=padding.stated(self.arguments.by_name(), self.arguments.accepts),
+            weights=weights,
+            foreign=foreign,
+            is_original=None if replica is None else replica.is_original,
+            should_stop=self.should_stop,
+            on_layer=self.on_layer,
         )
-        if filled:
-            raise CaptureError(
-                f"{name} holds earlier tokens: their outputs are not computed again, so the operator would not be "
-                "square. Pass the full sequence without a cache."
-            )
+        modules = ModuleWatcher(model, mode.recogniser, mode.keep, mode.module_begins, mode.module_ends)
+        args, kwargs = self.arguments.own()
+        try:
+            with modules, tracker, mode, mode.functions:
+                output = model(*args, **kwargs)
+                if isinstance(output, GeneratorType):
+                    output = list(output)  # it runs only while somebody asks for more
+        finally:
+            mode.finish()
+        return Outcome(mode.found, mode.seen, output)
 
 
 def _patched(model: nn.Module, weight: str) -> str:
@@ -273,14 +173,3 @@ def _patched(model: nn.Module, weight: str) -> str:
                 suspects.append(f"{path or type(module).__name__}.{name}")
     told = f" (set on instances here: {', '.join(suspects[:5])})" if suspects else ""
     return f"running its copy reached the original weight {weight!r}, through a patched method or a closure{told}"
-
-
-def _tensors(tree: Any, depth: int = 0) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping) and depth < 4:
-        for item in tree.values():
-            yield from _tensors(item, depth + 1)
-    elif isinstance(tree, tuple | list) and depth < 4:
-        for item in tree:
-            yield from _tensors(item, depth + 1)
