@@ -30,7 +30,9 @@ class LayerCapture:
     name : str
         The module's path; ``#1``, ``#2``, ... where a module mixes more than once.
     family : str
-        "softmax attention".
+        What kind of mixer it is: "softmax attention", "selective SSM", "delta rule", "convolution", ...
+    group : str
+        What has an operator of its own: "head", "channel", or "layer" where all channels are mixed together.
     valid : bool Tensor ``(batch, L)`` or None
         A sample's own tokens; None where all are.
     rounded : bool
@@ -40,7 +42,7 @@ class LayerCapture:
 
     def __init__(self, name: str, mixer: Mixer, valid: Tensor | None) -> None:
         self.name = name
-        self.family = mixer.family
+        self.family, self.group = mixer.family, mixer.group
         self.valid = valid
         self.rounded = mixer.rounded
         self._mixer = mixer
@@ -54,6 +56,11 @@ class LayerCapture:
             with torch.no_grad():
                 self._operator = self._mixer.operator(self.valid)
         return self._operator
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The float type in which the model computed the outputs."""
+        return self._mixer.dtype()
 
     @property
     def inputs(self) -> Tensor:

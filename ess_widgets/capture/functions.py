@@ -110,9 +110,12 @@ def again(frame: FrameType) -> Callable[..., Any]:
     code, local = frame.f_code, frame.f_locals
     cells = tuple(CellType(local[name]) if name in local else CellType() for name in code.co_freevars)
     function = FunctionType(code, frame.f_globals, code.co_name, None, cells)
-    positional = code.co_varnames[: code.co_posonlyargcount]
+    positional = code.co_varnames[: code.co_argcount]
+    rest = code.co_varnames[len(positional) + code.co_kwonlyargcount] if code.co_flags & CO_VARARGS else None
 
     def call(**given: Any) -> Any:
-        return function(*(given.pop(name) for name in positional), **given)
+        values = [given.pop(name) for name in positional]
+        values += given.pop(rest, ()) if rest is not None else ()
+        return function(*values, **given)
 
     return call

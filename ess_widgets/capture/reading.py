@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ess_widgets.capture.mixer import Future, Mixer
-from ess_widgets.capture.tape import Leaf, Leaves, map_tree
+from ess_widgets.capture.tape import Leaf, Leaves, flat, map_tree
 from ess_widgets.operators import Operator
 
 __all__ = [
@@ -127,8 +127,8 @@ class Reading:
         groups ``(batch, groups)``, ``(batch, groups, d * L, width)``.
     name : str, optional
         The layer's name, where it is not the path of the running module.
-    state_size : callable, optional
-        From ``tensors`` to TSS, where it is not the operator's.
+    group : str
+        What a group is: "head", "channel", or "layer" where all channels are mixed together.
     """
 
     family: str
@@ -138,6 +138,7 @@ class Reading:
     inputs: Callable[[Mapping[str, Any]], Tensor]
     outputs: Callable[[Mapping[str, Any]], Tensor]
     name: str | None = None
+    group: str = "head"
 
 
 # A recogniser returns why, where it cannot read a call; "" where the call is none of its business.
@@ -168,9 +169,13 @@ class Constructed(Mixer):
     """An operator that one of the constructors builds from a reading's tensors."""
 
     def __init__(self, leaves: Leaves, reading: Reading) -> None:
-        self.family = reading.family
+        self.family, self.group = reading.family, reading.group
         self._shape = reading.shape
         self._reading = reading
+        self._dtype = next(
+            (t.dtype for t in flat(dict(reading.tensors)) if isinstance(t, Tensor) and t.is_floating_point()),
+            torch.float32,
+        )
         self._kept = map_tree(
             dict(reading.tensors), lambda item: leaves.keep(item) if isinstance(item, Tensor) else item
         )
@@ -186,6 +191,9 @@ class Constructed(Mixer):
     def outputs(self) -> Tensor:
         with torch.no_grad():
             return self._reading.outputs(self._tensors())
+
+    def dtype(self) -> torch.dtype:
+        return self._dtype
 
     def allowed(self) -> Tensor | None:
         return None

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ess_widgets.capture import Capture, LayerCapture
+from ess_widgets.capture import Capture, residual
 from ess_widgets.metrics import ceiling, ess, from_spectrum, spectra
-from ess_widgets.operators import Dense
+from ess_widgets.operators import Dense, Operator
 
-__all__ = ["Analysis", "Measure"]
+__all__ = ["MOST_GROUPS", "Analysis", "Measure"]
 
 Head = tuple[str, int]
+
+MOST_GROUPS = 32
 
 # Residuals that rounding explains, by the dtype in which the model computed.
 RESIDUAL_LIMIT = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -46,15 +48,27 @@ class Analysis:
         Which sample of the batch.
     budget : int
         Bytes of spectra to keep; what falls out is computed again when it is asked for.
+    groups : int
+        Of a layer with more groups than this, as a state-space model with an operator for each channel has, evenly
+        spaced ones are taken as its heads.
+
+    Attributes
+    ----------
+    groups : dict
+        By layer, the operator's group behind each head.
     """
 
-    def __init__(self, captured: Capture, sample: int = 0, budget: int = 1 << 29) -> None:
+    def __init__(
+        self, captured: Capture, sample: int = 0, budget: int = 1 << 29, groups: int = MOST_GROUPS
+    ) -> None:
         self.captured = captured
         self.sample = sample
         self.layers = list(captured)
-        self.heads = {name: int(captured[name].operator.shape[-3]) for name in self.layers}
-        self.lengths = {name: int(captured[name].operator.shape[-1]) for name in self.layers}
+        self.groups = {name: _spread(int(captured[name].operator.shape[-3]), groups) for name in self.layers}
+        self.heads = {name: len(self.groups[name]) for name in self.layers}
+        self.lengths = {name: captured[name].operator.length for name in self.layers}
         self.residuals: dict[str, float] = {}
+        self._residual_limits: dict[str, float] = {}
         self._limits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._spectra: OrderedDict[Head, np.ndarray] = OrderedDict()
         self._budget = budget
@@ -70,37 +84,49 @@ class Analysis:
                 "name": name,
                 "family": self.captured[name].family,
                 "heads": self.heads[name],
+                "group": self.captured[name].group,
+                "groups": None if self._all_shown(name) else self.groups[name],
+                "of": int(self.captured[name].operator.shape[-3]),
                 "residual": self.residuals.get(name),
-                "limit": self._residual_limit(self.captured[name]),
+                "limit": self._residual_limits.get(name, 1e-5),
             }
             for name in self.layers
         ]
 
-    def _residual_limit(self, layer: LayerCapture) -> float:
-        return RESIDUAL_LIMIT.get(layer.outputs.dtype, 1e-5)
+    def _all_shown(self, layer: str) -> bool:
+        return self.heads[layer] == self.captured[layer].operator.shape[-3]
 
     def verify(self, layer: str) -> float:
         """Worst residual of the layer's heads on this sample."""
         if layer not in self.residuals:
-            worst = self.captured[layer].residual[self.sample].max()
-            self.residuals[layer] = float(worst)
+            at, groups, captured = self.sample, self.groups[layer], self.captured[layer]
+            outputs = captured.outputs[at : at + 1, groups]
+            valid = None if captured.valid is None else captured.valid[at : at + 1]
+            inputs = captured.inputs[at : at + 1, groups]
+            self.residuals[layer] = float(residual(self._heads(layer)[None], inputs, outputs, valid).max())
+            self._residual_limits[layer] = RESIDUAL_LIMIT.get(captured.dtype, 1e-5)
         return self.residuals[layer]
+
+    def _heads(self, layer: str) -> Operator:
+        """The operator of the layer's heads, ``(heads, L, L)``."""
+        operator = self.captured[layer].operator[self.sample]
+        return operator if self._all_shown(layer) else operator[self.groups[layer]]
 
     def operator(self, layer: str, head: int) -> Dense:
         """One head's operator. The whole layer is materialised at once and kept until the next, if it is not large."""
-        operator = self.captured[layer].operator[self.sample]
-        valid = operator[head].valid
+        operator = self._heads(layer)
+        valid, block = operator[head].valid, operator.block
         if operator.shape.numel() * 4 > self._budget // 2:
-            return Dense(operator[head].matrix(), valid=valid)
+            return Dense(operator[head].matrix(), valid=valid, block=block)
         if self._matrices is None or self._matrices[0] != layer:
             self._matrices = layer, operator.matrix()
-        return Dense(self._matrices[1][head], valid=valid)
+        return Dense(self._matrices[1][head], valid=valid, block=block)
 
     def limits(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
         """TSS and ceiling, each ``(heads, L)``."""
         if layer not in self._limits:
-            operator = self.captured[layer].operator[self.sample]
-            shape = operator.shape[:-1]
+            operator = self._heads(layer)
+            shape = (self.heads[layer], operator.length)
             both = operator.state_size, ceiling(operator)
             state_size, top = (limit.cpu().double().expand(shape).numpy() for limit in both)
             self._limits[layer] = state_size, top
@@ -114,7 +140,8 @@ class Analysis:
             return True
         length = self.lengths[layer]
         if key not in self._partial:
-            self._partial[key] = np.full((length, max(length // 2, 1)), np.nan)
+            block = self.captured[layer].operator.block
+            self._partial[key] = np.full((length, max(block * (length // 2), 1)), np.nan)
         values = self._partial[key]
         (unknown,) = np.isnan(values[:, 0]).nonzero()
         nearest = unknown[
@@ -157,7 +184,7 @@ class Analysis:
             return False
         assert self._measure is not None, "measure() comes first"
         some = missing[: self._at_once(layer)]
-        operator = self.captured[layer].operator[self.sample][some]
+        operator = self._heads(layer)[some]
         for head, values in zip(some, ess(operator, **self._measure.data()).cpu().numpy(), strict=True):
             self._ess[layer, head] = values
         return True
@@ -182,3 +209,8 @@ class Analysis:
         unknown = np.full(self.lengths[layer], np.nan)
         curves = [self.ess(layer, head) for head in range(self.heads[layer])]
         return np.stack([unknown if curve is None else curve for curve in curves])
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``range(count)``, evenly spaced."""
+    return [i * count // most for i in range(most)] if count > most else list(range(count))

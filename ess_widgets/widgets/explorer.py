@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ess_widgets.capture import Capture
 
+from .analysis import MOST_GROUPS
 from .measured import Measured
 from .selection import Selection
 from .source import FixedInputs, Text
@@ -47,6 +48,9 @@ class Explorer(View, Measured):
         Which sample of a batch of inputs is shown.
     max_tokens : int
         Longer texts are refused with a message.
+    groups : int
+        Of a layer with more groups than this, as a state-space model with an operator for each channel has, evenly
+        spaced ones are shown; ``explorer.groups`` tells which.
     kind, tol, relative
         Which ESS, as in :func:`ess_widgets.ess`.
     scale : {"log", "linear"}
@@ -106,6 +110,7 @@ class Explorer(View, Measured):
         layers: Any = None,
         sample: int = 0,
         max_tokens: int = 2048,
+        groups: int = MOST_GROUPS,
         **traits: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -121,7 +126,9 @@ class Explorer(View, Measured):
         )
         if tokenizer is not None and text is None:
             text = SAMPLE_TEXT
-        self._steps = Steps(self, model, layers, sample)
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, but is {groups}.")
+        self._steps = Steps(self, model, layers, sample, groups)
         self._worker: Worker | None = None
         super().__init__(text=text, title=_title(model), **traits)
         self.on_msg(self._on_message)
@@ -141,6 +148,12 @@ class Explorer(View, Measured):
         if analysis is None or layer not in analysis.heads:
             return np.empty((0, 0))
         return analysis.profile(layer)
+
+    @property
+    def groups(self) -> list[int]:
+        """The operator's group behind each head of the selected layer: ``selection.head`` counts those shown."""
+        analysis, layer = self._steps.analysis, self.selection.layer
+        return [] if analysis is None or layer not in analysis.heads else list(analysis.groups[layer])
 
     @property
     def captured(self) -> Capture | None:

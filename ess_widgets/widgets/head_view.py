@@ -52,7 +52,7 @@ class HeadView(View):
     ) -> None:
         self._operator = as_heads(T)
         self._layer = T.name if isinstance(T, LayerCapture) else None
-        heads, length = self._operator.shape[0], self._operator.shape[-1]
+        heads, length = self._operator.shape[0], self._operator.length
         if labels is not None and len(labels) != length:
             raise ValueError(f"{len(labels)} labels for {length} positions.")
         self._spectra: dict[int, np.ndarray] = {}

@@ -41,5 +41,5 @@ class OperatorView(HeadView):
     operator_data = t.Dict().tag(sync=True)
 
     def _show_head(self) -> None:
-        data: dict[str, Any] = operator_data(self._operator[self._head].matrix(), self._layer, self._head)
+        data: dict[str, Any] = operator_data(self._operator[self._head], self._layer, self._head)
         self._publish(operator_data=data)

@@ -20,7 +20,7 @@ def answer(
     ``{"type": "vectors", "position": i}`` is answered with the singular vectors of ``H_i``;
     ``{"type": "detail", "rows": [a, b], "columns": [c, d]}`` with that part of the operator.
     """
-    length = operator.shape[-1]
+    length = operator.length
     if request.get("type") == "vectors":
         position = request.get("position")
         if isinstance(position, int) and 0 < position < length:
@@ -28,7 +28,7 @@ def answer(
     if request.get("type") == "detail":
         rows, columns = (_range(request.get(key), length) for key in ("rows", "columns"))
         if rows is not None and columns is not None:
-            return detail_message(operator.matrix(), layer, head, rows, columns)
+            return detail_message(operator, layer, head, rows, columns)
     return None
 
 

@@ -35,7 +35,7 @@ class Selection(Responsive):
     layer : str or None
         Module path of the layer. An index is accepted and replaced by the path once the layers are known.
     head : int
-        Head (or channel) of the layer, from 0.
+        Head (or channel) of the layer, from 0; where only some are shown, the index among those.
     position : int or None
         The position ``i`` of ``H_i = T[i:, :i]``, from 0.
     span : (int, int) or None

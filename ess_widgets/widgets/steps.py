@@ -36,10 +36,11 @@ class Steps:
     is. It runs on the worker's thread; ``rerun``, ``requests`` and ``close`` are for any thread.
     """
 
-    def __init__(self, explorer: Explorer, model: nn.Module, layers: Any, sample: int) -> None:
+    def __init__(self, explorer: Explorer, model: nn.Module, layers: Any, sample: int, groups: int) -> None:
         self.analysis: Analysis | None = None
         self.requests: dict[str, Mapping[str, Any]] = {}
         self._explorer, self._model, self._layers, self._sample = explorer, model, layers, sample
+        self._groups = groups
         self._arrived: tuple[Analysis, dict[str, Any] | None, float] | None = None
         self._grid: Grid | None = None
         self._error: BaseException | None = None
@@ -117,7 +118,7 @@ class Steps:
                 should_stop=superseded,
                 keep_output=False,
             )
-            analysis = Analysis(captured, self._sample)
+            analysis = Analysis(captured, self._sample, groups=self._groups)
         except Cancelled:
             return
         finally:
@@ -182,7 +183,7 @@ class Steps:
     def _head_traits(self, analysis: Analysis, layer: str, head: int) -> dict[str, Any]:
         self._shown["head"] = layer, head
         return {
-            "operator_data": operator_data(analysis.operator(layer, head).matrix(), layer, head),
+            "operator_data": operator_data(analysis.operator(layer, head), layer, head),
             **self._spectrum_traits(analysis, layer, head),
             **self._layer_traits(analysis, layer),
         }

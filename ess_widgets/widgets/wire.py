@@ -49,8 +49,18 @@ def thumbnail(matrix: Tensor, side: int = MAX_SIDE) -> tuple[Tensor, int]:
     return blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1), block
 
 
-def operator_data(matrix: Tensor, layer: str | None, head: int) -> dict[str, Any]:
-    """The operator of one head, ``(L, L)``, at screen resolution."""
+def entries(operator: Operator) -> Tensor:
+    """What a heat map of one head shows, ``(L, L)``: ``T``, or the norm of each of its blocks."""
+    matrix, d, L = operator.matrix(), operator.block, operator.length
+    if d == 1:
+        return matrix
+    norms: Tensor = torch.linalg.vector_norm(matrix.reshape(L, d, L, d), dim=(1, 3))
+    return norms
+
+
+def operator_data(operator: Operator, layer: str | None, head: int) -> dict[str, Any]:
+    """The operator of one head at screen resolution."""
+    matrix = entries(operator)
     cells, block = thumbnail(matrix)
     return {
         "layer": layer,
@@ -63,11 +73,11 @@ def operator_data(matrix: Tensor, layer: str | None, head: int) -> dict[str, Any
 
 
 def detail_message(
-    matrix: Tensor, layer: str | None, head: int, rows: tuple[int, int], columns: tuple[int, int]
+    operator: Operator, layer: str | None, head: int, rows: tuple[int, int], columns: tuple[int, int]
 ) -> tuple[dict[str, Any], list[bytes]]:
     """A part of the operator of one head, at screen resolution: what zooming in asks for."""
     (top, bottom), (left, right) = rows, columns
-    cells, block = thumbnail(matrix[top:bottom, left:right])
+    cells, block = thumbnail(entries(operator)[top:bottom, left:right])
     content = {"type": "detail", "layer": layer, "head": head, "top": top, "left": left, "block": block}
     content |= {"rows": cells.shape[0], "columns": cells.shape[1]}
     return content, [pack(cells.cpu().numpy())]
@@ -124,6 +134,14 @@ def vector_message(
 ) -> tuple[dict[str, Any], list[bytes]]:
     """Singular vectors of ``H_position`` of one head: what each singular value carries."""
     future, _, past = vectors(operator, position)
+    if operator.block > 1:
+        past, future = (_joined(past, operator.block), _joined(future.mT, operator.block).mT)
     count = min(MAX_VECTORS, past.shape[-2])
     content = {"type": "vectors", "layer": layer, "head": head, "position": position, "count": count}
     return content, [pack(past[:count].cpu().numpy()), pack(future.mT[:count].cpu().numpy())]
+
+
+def _joined(rows: Tensor, block: int) -> Tensor:
+    """Weights on the channels of each position as one weight."""
+    norms: Tensor = torch.linalg.vector_norm(rows.reshape(rows.shape[0], -1, block), dim=-1)
+    return norms

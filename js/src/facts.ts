@@ -1,5 +1,6 @@
 /** What follows from the state: lengths, names, readings. Pure functions without the DOM. */
 import type { Layer, ProfileData, State } from "./state";
+import { counted } from "./wording";
 
 /** Number of positions, 0 before anything is known. */
 export function lengthOf(state: State): number {
@@ -18,6 +19,24 @@ export function layerIndex(state: State): number {
 
 export function headsOf(state: State): number {
   return state.layers[layerIndex(state)]?.heads ?? state.profile_data?.heads ?? 1;
+}
+
+/** The layer that is selected, if it is known. */
+export function selectedLayer(state: State): Layer | undefined {
+  return state.layers[layerIndex(state)];
+}
+
+/** What a layer's head is called: its number among all groups, and what a group is there. */
+export function groupName(layer: Layer | undefined, head: number): string {
+  return `${layer?.group ?? "head"} ${layer?.groups?.[head] ?? head}`;
+}
+
+/** "4 other heads", "31 others of 1,536 channels" */
+export function otherGroups(layer: Layer | undefined, heads: number): string {
+  const group = layer?.group ?? "head";
+  const others = heads - 1;
+  if (layer?.groups) return `${others} others of ${counted(layer.of ?? heads, group)}`;
+  return others === 1 ? `the other ${group}` : `the other ${others} ${group}s`;
 }
 
 /** Layer names without the components that all share: the number alone where that tells them apart. */

@@ -41,6 +41,11 @@ export interface Layer {
   name: string;
   family: string;
   heads: number;
+  /** What has an operator of its own: "head", "channel" or "layer". */
+  group?: string;
+  /** Which of the layer's `of` groups its heads are, where not all are shown. */
+  groups?: number[] | null;
+  of?: number;
   /** Worst ‖Tu − y‖ / ‖y‖ over heads; null until it is known. */
   residual: number | null;
   /** Residual that the dtype explains; above it the operator is not to be trusted. */

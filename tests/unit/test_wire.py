@@ -16,7 +16,7 @@ def unpack(data: bytes, *shape: int) -> np.ndarray:
 
 def test_a_small_operator_is_sent_whole():
     T = torch.randn(5, 5).tril()
-    data = operator_data(T, "layer", 2)
+    data = operator_data(Dense(T), "layer", 2)
     assert (data["length"], data["side"], data["layer"], data["head"]) == (5, 5, "layer", 2)
     np.testing.assert_array_equal(unpack(data["matrix"], 5, 5), T.numpy())
 
@@ -85,3 +85,23 @@ def test_zooming_in_gets_exact_entries():
 )
 def test_what_does_not_exist_is_not_answered(request_):
     assert answer(Dense(torch.eye(9)), None, 0, request_) is None
+
+
+def test_a_block_operator_is_drawn_by_the_norms_of_its_blocks():
+    L, d = 6, 3
+    T = torch.randn(L * d, L * d, dtype=torch.float64) * torch.ones(L, L).tril().kron(torch.ones(d, d))
+    op = Dense(T, block=d)
+    data = operator_data(op, None, 0)
+    norms = torch.stack(
+        [torch.stack([T[d * i : d * i + d, d * j : d * j + d].norm() for j in range(L)]) for i in range(L)]
+    )
+    assert (data["length"], data["side"]) == (L, L)
+    np.testing.assert_allclose(unpack(data["matrix"], L, L), norms.numpy(), rtol=1e-6)
+    content, (past, future) = vector_message(op, None, 0, 2)
+    assert unpack(past, content["count"], 2).shape == (6, 2)
+    np.testing.assert_allclose(np.square(unpack(past, 6, 2)).sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.square(unpack(future, 6, 4)).sum(1), 1, rtol=1e-5)
+    assert answer(op, None, 0, {"type": "vectors", "position": L}) is None
+    answered = answer(op, None, 0, {"type": "detail", "rows": [2, 5], "columns": [0, 3]})
+    assert answered is not None
+    np.testing.assert_allclose(unpack(answered[1][0], 3, 3), norms[2:5, :3].numpy(), rtol=1e-6)

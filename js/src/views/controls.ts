@@ -1,6 +1,6 @@
 /** How ESS is measured and drawn, and which head. */
-import { disposer, el, listen } from "../dom";
-import { headsOf, shortNames } from "../facts";
+import { disposer, el, listen, setText } from "../dom";
+import { headsOf, selectedLayer, shortNames } from "../facts";
 import { formatNumber } from "../format";
 import { displayLabel } from "../labels";
 import type { Kind, Limit, Scale } from "../state";
@@ -57,6 +57,7 @@ export function controls(root: HTMLElement, store: Store): () => void {
   });
   const field = el("input", "ess-field", { type: "text", inputmode: "decimal", "aria-label": "Threshold τ" });
   const layer = el("select", "ess-field", { "aria-label": "Layer", "data-part": "layer" });
+  const noun = el("span", "ess-label", {}, "head");
   const head = el("select", "ess-field", { "aria-label": "Head", "data-part": "head" });
 
   const row = (label: string, ...content: HTMLElement[]) =>
@@ -73,7 +74,7 @@ export function controls(root: HTMLElement, store: Store): () => void {
     "div",
     "ess-controls",
     {},
-    row("layer", layer, el("span", "ess-label", {}, "head"), head),
+    row("layer", layer, noun, head),
     row("ESS", kind.node),
     threshold,
     count,
@@ -110,10 +111,12 @@ export function controls(root: HTMLElement, store: Store): () => void {
     layer.selectedIndex = layers.findIndex(({ name }) => name === selection.layer);
     layer.disabled = layers.length < 2;
     const heads = headsOf(store.state);
+    const chosen = selectedLayer(store.state);
     fill(
       head,
-      Array.from({ length: heads }, (_, k) => String(k)),
+      Array.from({ length: heads }, (_, k) => String(chosen?.groups?.[k] ?? k)),
     );
+    setText(noun, chosen?.group ?? "head");
     head.selectedIndex = selection.head;
     head.disabled = heads < 2;
     layer.title = selection.layer === null ? "" : displayLabel(selection.layer);

@@ -1,6 +1,6 @@
 /** All layers and heads at once: mean ESS or utilisation, filling in as it is computed; a click selects. */
 import { disposer, el, listen, setHidden, setText } from "../dom";
-import { doubt, layerIndex, rowLabels } from "../facts";
+import { doubt, groupName, layerIndex, rowLabels } from "../facts";
 import { formatEss, formatNumber, formatTolerance } from "../format";
 import { displayLabel } from "../labels";
 import { colourAt, gradient, ramp } from "../ramp";
@@ -23,6 +23,12 @@ interface Plot {
 
 const gutter = { top: 2, bottom: 28 };
 const largest = 28;
+
+/** What the columns are, if they are the same everywhere. */
+function groupNoun(layers: readonly Layer[]): string {
+  const nouns = new Set(layers.map((layer) => layer.group ?? "head"));
+  return nouns.size === 1 ? [...nouns][0]! : nouns.size > 1 ? "head or channel" : "head";
+}
 
 function dimensions({ grid_data: grid, layers }: State): [number, number] {
   if (grid) return [grid.rows, grid.columns];
@@ -137,7 +143,10 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
     setText(high, most >= 1 ? String(Number(most.toPrecision(2))) : formatNumber(most));
     bar.style.background = gradient(colours);
     const what = shown === "mean" ? "Mean ESS" : "Utilisation";
-    canvas.setAttribute("aria-label", `${what} of ${plot.rows} layers by up to ${plot.columns} heads`);
+    canvas.setAttribute(
+      "aria-label",
+      `${what} of ${plot.rows} layers by up to ${plot.columns} heads or channels`,
+    );
     if (!context || plot.width <= 0 || plot.height <= 0) return;
     context.setTransform(ratioOfPixels, 0, 0, ratioOfPixels, 0, 0);
 
@@ -189,7 +198,11 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
       context.fillText(String(column), edge(plot.left, plot.width, plot.columns, column + 0.5), bottom);
     }
     context.textAlign = plot.width > 60 ? "center" : "left";
-    context.fillText("head", plot.width > 60 ? plot.left + plot.width / 2 : plot.left, bottom + 12);
+    context.fillText(
+      groupNoun(store.state.layers),
+      plot.width > 60 ? plot.left + plot.width / 2 : plot.left,
+      bottom + 12,
+    );
   };
 
   /** Not known yet: an outline with a dot, which no value looks like. */
@@ -236,7 +249,7 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
           ? `${stale}mean ESS ${formatEss(Number(value.toFixed(2)))}`
           : `${stale}utilisation ${ratio(value)} of ${state.settings.against === "ceiling" ? "the ceiling" : "TSS"}`;
     setText(nameLine, name);
-    setText(valueLine, `head ${column} · ${number}`);
+    setText(valueLine, `${groupName(layer, column)} · ${number}`);
     const warned = layer !== undefined && doubt(layer) > 1;
     setText(unitLine, warned ? "" : measure(grid));
     setHidden(unitLine, warned);

@@ -12,6 +12,7 @@ import {
   type Normalisation,
 } from "../colour";
 import { cellAt, cellsOf, currentDetail, followDetail, type Cell, type Cells } from "../detail";
+import { groupName, selectedLayer } from "../facts";
 import { formatNumber, formatPower } from "../format";
 import {
   columnLabelHeight,
@@ -101,7 +102,7 @@ export class OperatorPanel implements Panel {
       position === null
         ? ""
         : ` H at position ${position}: the ${frame.length - position} rows from there on, ${position} columns before.`;
-    return `Operator of head ${data.head} as a heat map, ${data.length} by ${data.length}, ${state.settings.scale} scale.${here}`;
+    return `Operator of ${groupName(selectedLayer(state), data.head)} as a heat map, ${data.length} by ${data.length}, ${state.settings.scale} scale.${here}`;
   }
 
   private refresh(data: OperatorData, frame: Frame): void {

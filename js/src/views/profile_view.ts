@@ -2,6 +2,7 @@
 import { scaleLinear } from "d3-scale";
 import { headAmong, ofLayer } from "../belongs";
 import { rowOf, selectedProfile } from "../curve";
+import { groupName, otherGroups, selectedLayer } from "../facts";
 import { formatEss, formatTolerance } from "../format";
 import {
   columnLabelHeight,
@@ -92,7 +93,7 @@ export class ProfilePanel implements Panel {
     const mean = values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length - 1);
     const here = position === null ? "" : ` At position ${position}: ${formatEss(curve.values[position]!)}.`;
     return (
-      `Effective state-size of head ${state.selection.head} along ${frame.length} positions, ` +
+      `Effective state-size of ${groupName(selectedLayer(state), state.selection.head)} along ${frame.length} positions, ` +
       `mean ${mean.toFixed(1)}, highest ${formatEss(largestOf(values))}.${here}`
     );
   }
@@ -187,6 +188,7 @@ export class ProfilePanel implements Panel {
     const { settings } = state;
     const heads = selectedProfile(state)?.heads;
     const head = heads === undefined ? state.selection.head : headAmong(state, heads);
+    const layer = selectedLayer(state);
     const tol = formatTolerance(settings.tol);
     const how =
       settings.kind === "entropy"
@@ -194,13 +196,11 @@ export class ProfilePanel implements Panel {
         : `singular values of H above ${settings.relative ? `${tol} σ₁` : tol}`;
     const pieces: Part[][] = [
       [{ text: "ESS", colour: theme.fg, size: normal, weight: 650 }],
-      [{ text: `head ${head}`, colour: theme.series, weight: 650, space: 8 }],
+      [{ text: groupName(layer, head), colour: theme.series, weight: 650, space: 8 }],
       [{ text: how, colour: theme.muted, space: 8 }],
     ];
     if (heads !== undefined && heads > 1) {
-      pieces.push([
-        { text: `thin: the other ${heads - 1} head${heads > 2 ? "s" : ""}`, colour: theme.muted, space: 12 },
-      ]);
+      pieces.push([{ text: `thin: ${otherGroups(layer, heads)}`, colour: theme.muted, space: 12 }]);
     }
     const room = this.plot.right - this.plot.left - (this.alone ? 76 : 0);
     while (pieces.length > 1 && partsWidth(context, theme, pieces.flat()) > room) pieces.pop();

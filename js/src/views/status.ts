@@ -1,6 +1,6 @@
 /** What is shown, whether it can be trusted, and what the kernel is doing. */
 import { disposer, el, setHidden, setText } from "../dom";
-import { doubt, layerIndex, lengthOf, shortNames, worstLayer } from "../facts";
+import { doubt, groupName, layerIndex, lengthOf, shortNames, worstLayer } from "../facts";
 import { formatNumber } from "../format";
 import { displayLabel } from "../labels";
 import type { Status } from "../state";
@@ -20,12 +20,13 @@ export function titleLine(root: HTMLElement, store: Store): () => void {
   const title = el("strong", "ess-clip ess-name");
   const tokens = el("span");
   const layer = el("span", "ess-clip");
+  const family = el("span", "ess-clip");
   const head = el("span");
   const residual = el("span", "ess-residual");
   const phase = el("span", "ess-phase", { role: "status", "aria-live": "polite", "data-part": "status" });
   const dot = el("i", "ess-dot", { "aria-hidden": "true" });
   const percent = el("span", "ess-percent", { "aria-hidden": "true" });
-  const facts = el("div", "ess-facts", {}, title, tokens, layer, head, residual);
+  const facts = el("div", "ess-facts", {}, title, tokens, layer, family, head, residual);
   const state = el("div", "ess-state", {}, dot, phase, percent);
   root.append(facts, state);
 
@@ -43,7 +44,10 @@ export function titleLine(root: HTMLElement, store: Store): () => void {
     setHidden(layer, short == null);
     setText(layer, short == null ? "" : `layer ${shorten(displayLabel(short), 32)}`);
     layer.title = selection.layer === null ? "" : displayLabel(selection.layer);
-    setText(head, `head ${selection.head}`);
+    const chosen = layers[index];
+    setText(family, chosen?.family ?? "");
+    setHidden(family, !chosen?.family);
+    setText(head, groupName(chosen, selection.head));
     setHidden(head, length === 0);
     const worst = worstLayer(layers);
     setHidden(residual, worst === null);
