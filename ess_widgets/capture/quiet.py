@@ -53,8 +53,8 @@ class Quiet:
         self._cache = torch.is_autocast_cache_enabled()
         self._nesting = _autocast_nesting()
         self._profile = sys.getprofile()
-        # Loaded, because somebody imported it, or because something is compiled.
-        self._guards: Any = sys.modules.get("torch._guards") if "torch._dynamo" in sys.modules else None
+        # (Flex attention compiles itself, and imports the compiler, when it is first called.)
+        self._guards: Any = sys.modules.get("torch._guards")
         self._tracing = getattr(self._guards._TLS, "tracing_context", None) if self._guards else None
         self._streams = _Streams() if threading.current_thread() is threading.main_thread() else None
 
