@@ -39,6 +39,10 @@ def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**dict(zip(_NAMES, args, strict=False)), **kwargs}
 
 
+# Entries of masks that are in memory at once.
+_CHUNK = 2**25
+
+
 class _Everything:
     def __contains__(self, name: object) -> bool:
         return True
@@ -132,28 +136,34 @@ class _Mod:
         return result
 
     def allowed(self, B: int, H: int, L: int, device: torch.device, scored: bool) -> Tensor:
-        """Where reading is allowed, ``(B or 1, H or 1, L, L)``: dimensions that make no difference have size 1."""
+        """Where reading is allowed, ``(B, H, L, L)``, or ``(1, 1, L, L)`` where that is the same for all of them."""
         key = (B, H, L)
-        if key in self.grids:
-            return self.grids[key]
-        function, buffers = _Filler(self._kept).value((self._function, self._buffers))
-        args: tuple[Any, ...] = (torch.arange(B, device=device), torch.arange(H, device=device))
-        args += _positions(L, device)
-        score: tuple[Any, ...] = (None,) if scored else ()
-        rest = (None,) * len(buffers)
-        for at in (3, 2, 1, 0):
-            dims = tuple(0 if i == at else None for i in range(4))
-            function = torch.vmap(function, in_dims=score + dims + rest)
-        blank = (torch.zeros((), device=device),) if scored else ()
-        with _getitem_of_tensors(), torch.no_grad():
-            result: Tensor = function(*blank, *args, *buffers)
-        # What does not depend on an index comes expanded along it.
-        for dim, step in enumerate(result.stride()):
-            if step == 0:
-                result = result.narrow(dim, 0, 1)
-        allowed = result > BLOCKED if result.is_floating_point() else result.bool()
-        self.grids[key] = allowed
-        return allowed
+        if key not in self.grids:
+            self.grids[key] = self._look(B, H, L, device, scored)
+        return self.grids[key]
+
+    def _look(self, B: int, H: int, L: int, device: torch.device, scored: bool) -> Tensor:
+        b, h = (t.reshape(-1) for t in torch.meshgrid(torch.arange(B), torch.arange(H), indexing="ij"))
+        blank = torch.zeros((), device=device) if scored else None
+        first: Tensor | None = None
+        everything: list[Tensor] = []
+        step = max(1, _CHUNK // (L * L))
+        for at in range(0, B * H, step):
+            values = self.over(b[at : at + step].to(device), h[at : at + step].to(device), L, blank)
+            alike = (
+                values.stride(0) == 0
+            )  # indices that make no difference: the result is expanded along them
+            for dim in range(3):
+                values = values.narrow(dim, 0, 1) if values.stride(dim) == 0 else values
+            grid = (values > BLOCKED if values.is_floating_point() else values.bool()).expand(-1, L, L)
+            first = grid[:1] if first is None else first
+            if alike:
+                break
+            if everything or bool((grid != first).any()):
+                everything = everything or [first.expand(at, L, L)]
+                everything.append(grid)
+        assert first is not None
+        return torch.cat(everything).view(B, H, L, L) if everything else first.unsqueeze(0)
 
 
 def _positions(L: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -210,6 +220,9 @@ class Flex(Mixer):
             leaves.keep(query), leaves.keep(key), float(call["scale"]), score_mod, mask_mod, b, h
         )
         self._size = (B, H, L)
+        # The mask's own numbers of samples and heads: 1 where they make no difference.
+        blocks = next((item for item in call["block_mask"] if isinstance(item, Tensor)), None)
+        self._masks = (B, H) if blocks is None else (int(blocks.shape[0]), int(blocks.shape[1]))
         self._rows: tuple[Ref, bool] | None = None
 
     @property
@@ -242,9 +255,9 @@ class Flex(Mixer):
     def allowed(self) -> Tensor | None:
         B, H, L = self._size
         device = self._v.tensor.device
-        mask = self._parts.mask_mod.allowed(B, H, L, device, scored=False)
-        allowed = mask & self._parts.score_mod.allowed(B, H, L, device, scored=True)
-        return allowed.expand(*allowed.shape[:2], L, L)
+        mask = self._parts.mask_mod.allowed(*self._masks, L, device, scored=False)
+        allowed: Tensor = mask & self._parts.score_mod.allowed(B, H, L, device, scored=True)
+        return allowed
 
     def future(self, valid: Tensor | None) -> Future | None:
         allowed = self.allowed()
@@ -275,7 +288,9 @@ class Flex(Mixer):
         allowed = allowed.tril()
         if valid is not None:
             allowed = allowed & valid.unsqueeze(-1) & valid.unsqueeze(-2)
-        return count_from_last_reader(mask_last_reader(allowed))
+        size = count_from_last_reader(mask_last_reader(allowed))
+        first = size[:1, :1]
+        return first[0, 0] if bool((size == first).all()) else size
 
 
 class FlexAttention(Operator):
@@ -320,8 +335,8 @@ class FlexAttention(Operator):
     @property
     def state_size(self) -> Tensor:
         size = self._size_of(self._full_valid)
-        if size.shape[:-1].numel() == 1:
-            return size.reshape(-1).to(self._device)
+        if size.ndim == 1:
+            return size.to(self._device)
         return self._indexed(size.expand(*self._heads(), size.shape[-1])).to(self._device)
 
     @property

@@ -202,6 +202,8 @@ class CaptureMode(TorchFunctionMode):
         if self._is_weight(left) or self._is_weight(right):
             if known:
                 self._mixed_by_weight(func, name, args, kwargs, result)
+        elif known and self._mixes_heads(left, right):
+            self._mixed_by_weight(func, name, args, kwargs, result)
         elif left.shape[-1] != 1 or name == "einsum":
             # (An outer product, as of positions and frequencies, starts nothing.)
             self._tape.start(func, name, args, kwargs, result)
@@ -248,6 +250,14 @@ class CaptureMode(TorchFunctionMode):
         node, length = self._tape.node(values), seen.shape[-1]
         own = node is None or not node.paired
         return ref.node.scored and own and length > 1 and self._batch(length) is not None and is_causal(seen)
+
+    def _mixes_heads(self, left: Tensor, right: Tensor) -> bool:
+        """Whether one of them is scores, and the other a small matrix that knows nothing of the sequence."""
+        for scores, matrix in ((left, right), (right, left)):
+            node = self._tape.node(scores)
+            if node is not None and node.paired and matrix.ndim == 2 and not {*node.shape[-2:]} & {*matrix.shape}:
+                return True
+        return False
 
     def _mixed_by_weight(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
         """Follow scores that a learned matrix mixes across heads or features: every pair of tokens is still there."""
