@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 import traitlets as t
 
-from ess_widgets.metrics import ceiling, from_spectrum
+from ess_widgets.metrics import ceiling, ess
 
+from .analysis import Measure
 from .head_view import HeadView
 from .measured import Measured
 from .wire import profile_data, spectrum_data
@@ -45,19 +45,24 @@ class ProfileView(HeadView, Measured):
     profile_data = t.Dict().tag(sync=True)
     spectrum_data = t.Dict().tag(sync=True)
 
+    _known: tuple[Measure, np.ndarray] | None = None  # the measure and what it gives
+
     @property
     def profile(self) -> np.ndarray:
-        sigma = np.stack([self._spectrum(head) for head in range(self._operator.shape[0])])
-        return from_spectrum(torch.from_numpy(sigma), **self.measure.data()).numpy()
+        measure = self.measure
+        if self._known is None or self._known[0] != measure:
+            self._known = measure, ess(self._operator, **measure.data()).cpu().numpy()
+        values: np.ndarray = self._known[1].copy()
+        return values
 
     def _show_head(self) -> None:
-        ess = self.profile
+        values = self.profile
         state_size, top = (
-            limit.cpu().double().expand(ess.shape).numpy()
+            limit.cpu().double().expand(values.shape).numpy()
             for limit in (self._operator.state_size, ceiling(self._operator))
         )
         self._publish(
-            profile_data=profile_data(ess, state_size, top, self._layer, self.measure.data()),
+            profile_data=profile_data(values, state_size, top, self._layer, self.measure.data()),
             spectrum_data=spectrum_data(self._spectrum(self._head), self._layer, self._head),
         )
 
