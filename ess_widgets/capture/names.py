@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import inspect
 import operator
 import threading
 from collections import Counter, deque
@@ -127,6 +128,11 @@ class PathTracker:
         """The path of the innermost module; the class name where that is the model itself."""
         return (self.frames[-1].path if self.frames else "") or self.root_name
 
+    def path_of(self, module: nn.Module, otherwise: str) -> str:
+        """The path of a module that is running, where it is followed."""
+        frame = next((frame for frame in reversed(self.frames) if frame.module is module), None)
+        return otherwise if frame is None else frame.path or self.root_name
+
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() != self._thread:
             return
@@ -153,22 +159,20 @@ class PathTracker:
 
 
 class Selector:
-    """The ``layers=`` argument: names, globs, indices, a predicate, or an iterable of those."""
+    """The ``layers=`` argument: names, globs, indices, a predicate, or an iterable of those.
+
+    A name or glob that fits no layer but a module selects the layers inside it.
+    """
 
     def __init__(self, layers: Any = None) -> None:
         self.everything = layers is None
-        self._wanted: list[str | int | Callable[[str], Any]] = []
+        self._wanted: list[str | int | _Predicate] = []
         if layers is not None:
-            items = [layers] if isinstance(layers, str) or callable(layers) or _is_index(layers) else layers
-            if not isinstance(items, Iterable):
+            single = isinstance(layers, str) or callable(layers) or _is_index(layers)
+            items = [layers] if single else layers
+            if not isinstance(items, Iterable) or isinstance(items, Tensor | bytes):
                 raise TypeError(_wrong_selector(layers))
-            for item in items:
-                if isinstance(item, str) or callable(item):
-                    self._wanted.append(item)
-                elif _is_index(item):
-                    self._wanted.append(operator.index(item))
-                else:
-                    raise TypeError(_wrong_selector(item))
+            self._wanted = [_item(item) for item in items]
             if not self._wanted:
                 raise ValueError(
                     "layers is empty: leave it out to capture all of them, or name at least one."
@@ -179,7 +183,9 @@ class Selector:
     def keep(self, name: str, index: int) -> bool:
         """Whether a layer must be kept while the run goes on."""
         return (
-            self.everything or self._from_end or any(_fits(item, name, index, None) for item in self._wanted)
+            self.everything
+            or self._from_end
+            or any(_fits(item, name, index, None) or _holds(item, name) for item in self._wanted)
         )
 
     def select(self, names: Sequence[str]) -> list[str]:
@@ -189,10 +195,37 @@ class Selector:
         chosen = set()
         for item in self._wanted:
             hits = [name for i, name in enumerate(names) if _fits(item, name, i, len(names))]
+            hits = hits or [name for name in names if _holds(item, name)]
             if not hits:
                 raise UnknownLayerError(_unknown(item, names))
             chosen.update(hits)
         return [name for name in names if name in chosen]
+
+
+class _Predicate:
+    """A function of the name, asked once for each: it may answer differently the next time."""
+
+    def __init__(self, function: Callable[[str], Any]) -> None:
+        if isinstance(function, type | nn.Module):
+            raise TypeError(
+                f"layers= got {_described(function)}, which would be called with a layer's name: pass the name, or a "
+                "function of the name."
+            )
+        try:
+            inspect.signature(function).bind("name")
+        except TypeError as error:
+            raise TypeError(
+                f"the predicate in layers= is called with one argument, a layer's name: {error}."
+            ) from None
+        except ValueError:
+            pass  # a builtin does not tell
+        self._function = function
+        self._answers: dict[str, bool] = {}
+
+    def __call__(self, name: str) -> bool:
+        if name not in self._answers:
+            self._answers[name] = bool(self._function(name))
+        return self._answers[name]
 
 
 def closest(name: str, names: Sequence[str], limit: int = 12) -> str:
@@ -204,16 +237,39 @@ def closest(name: str, names: Sequence[str], limit: int = 12) -> str:
     return shown + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")
 
 
-def _fits(item: str | int | Callable[[str], Any], name: str, index: int, total: int | None) -> bool:
+def _item(item: Any) -> str | int | _Predicate:
     if isinstance(item, str):
-        return item == name or (any(c in item for c in "*?[") and fnmatch.fnmatchcase(name, item))
+        return item
+    if _is_index(item):
+        return operator.index(item)
+    if callable(item):
+        return _Predicate(item)
+    raise TypeError(_wrong_selector(item))
+
+
+def _fits(item: str | int | _Predicate, name: str, index: int, total: int | None) -> bool:
+    if isinstance(item, str):
+        return item == name or (_is_glob(item) and fnmatch.fnmatchcase(name, item))
     if isinstance(item, int):
         return index == (item + total if item < 0 and total is not None else item)
-    return bool(item(name))
+    return item(name)
+
+
+def _holds(item: str | int | _Predicate, name: str) -> bool:
+    """Whether a layer lies inside the module that a name or glob means."""
+    if not isinstance(item, str):
+        return False
+    return name.startswith(f"{item}.") or (_is_glob(item) and fnmatch.fnmatchcase(name, f"{item}.*"))
+
+
+def _is_glob(item: str) -> bool:
+    return any(c in item for c in "*?[")
 
 
 def _is_plain_leaf(module: nn.Module) -> bool:
     """Torch's own linear maps, norms and activations: nothing happens in them that needs a name."""
+    if isinstance(module, nn.RNNBase):
+        return False
     return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
 
 
@@ -226,12 +282,19 @@ def _is_index(value: Any) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool | Tensor)
 
 
-def _unknown(item: str | int | Callable[[str], Any], names: Sequence[str]) -> str:
+def _unknown(item: str | int | _Predicate, names: Sequence[str]) -> str:
     if isinstance(item, str):
-        return f"no layer is called {item!r}. This model's layers are, closest first: {closest(item, names)}."
+        return (
+            f"no layer is called {item!r}, and none lies inside a module of that name. This model's layers are, closest "
+            f"first: {closest(item, names)}."
+        )
     if isinstance(item, int):
         return f"layer index {item} is out of range: this run has {len(names)} layers, {closest('', names)}."
     return f"the predicate in layers= accepts none of the layers: {closest('', names)}."
+
+
+def _described(item: Any) -> str:
+    return f"the class {item.__name__}" if isinstance(item, type) else f"a module, {type(item).__name__}"
 
 
 def _wrong_selector(value: Any) -> str:

@@ -31,6 +31,9 @@ def model() -> TinyLM:
         (None, [0, 1, 2, 3]),
         ("blocks.2.attn", [2]),
         ("blocks.[13].*", [1, 3]),
+        ("blocks.3", [3]),
+        ("blocks.[02]", [0, 2]),
+        ("blocks", [0, 1, 2, 3]),
         (["blocks.3.attn", "blocks.0.attn"], [0, 3]),
         (1, [1]),
         (-1, [3]),
@@ -52,7 +55,8 @@ def test_layers_argument(model: TinyLM, layers: Any, expected: list[int]) -> Non
     ("layers", "message"),
     [
         ("blocks.2.atn", r"no layer is called 'blocks\.2\.atn'.*closest first: 'blocks\.2\.attn'"),
-        ("blocks.3", r"closest first: 'blocks\.3\.attn'"),
+        ("blocks.3.mlp", r"none lies inside.*closest first: 'blocks\.3\.attn'"),
+        ("block", "no layer is called"),
         ("h.*", "no layer is called"),
         (4, "layer index 4 is out of range: this run has 4 layers"),
         (-5, "layer index -5 is out of range"),
@@ -65,7 +69,48 @@ def test_unknown_layers(model: TinyLM, layers: Any, message: str) -> None:
         ew.capture(model, tokens(), layers=layers)
 
 
-@pytest.mark.parametrize("layers", [1.5, [None], object()])
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (lambda name, module: True, "called with one argument, a layer's name: missing a required argument"),
+        (lambda: True, "called with one argument"),
+        (nn.MultiheadAttention, "the class MultiheadAttention, .*pass the name"),
+        ([nn.Linear(1, 1)], "a module, Linear, .*pass the name"),
+    ],
+)
+def test_wrong_predicates(model: TinyLM, layers: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        ew.capture(model, tokens(), layers=layers)
+
+
+def test_a_predicate_is_asked_once_for_each_layer(model: TinyLM) -> None:
+    asked: list[str] = []
+
+    def every_other(name: str) -> bool:
+        asked.append(name)
+        return len(asked) % 2 == 0
+
+    assert list(ew.capture(model, tokens(), layers=every_other)) == [NAMES[1], NAMES[3]]
+    assert asked == NAMES
+    assert list(ew.capture(model, tokens(), layers=[str.isascii])) == NAMES
+
+
+def test_a_name_means_its_layer_before_what_lies_inside() -> None:
+    class Outer(Fused):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Fused()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.inner(x))
+
+    model, x = nn.Sequential(Outer()), torch.randn(1, 5, 16)
+    assert list(ew.capture(model, x)) == ["0.inner", "0"]
+    assert list(ew.capture(model, x, layers="0")) == ["0"]
+    assert list(ew.capture(model, x, layers="0.*")) == ["0.inner"]
+
+
+@pytest.mark.parametrize("layers", [1.5, [None], object(), b"blocks", torch.arange(2)])
 def test_wrong_kinds_of_layers(model: TinyLM, layers: Any) -> None:
     with pytest.raises(TypeError, match="layers must be names"):
         ew.capture(model, tokens(), layers=layers)
