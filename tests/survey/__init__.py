@@ -1,0 +1,1 @@
+"""A survey of every causal language model that transformers knows: which of them ``capture`` takes whole."""
