@@ -380,14 +380,25 @@ class CaptureMode(TorchFunctionMode):
             module = self._tracker.frames[-1].module if self._tracker.frames else None
             self._read(name, FUNCTIONS[name](Call(name, arguments, result, again, module)))
 
-    def _read(self, what: str, reading: Reading | str) -> None:
+    def _read(self, what: str, reading: Reading | tuple[Reading, ...] | str) -> None:
         self.seen.calls[what] += 1
         if isinstance(reading, str):
             if reading:
                 self._skip(f"{what}: {reading}")
             return
-        name, wanted = self._next(reading.name)
+        if isinstance(reading, tuple):
+            for part in reading:
+                self._read(what, part)
+            return
+        name, wanted = self._next(self._inside(reading.name))
         self._add(name, Constructed(self._leaves, reading) if wanted else None, family=reading.family)
+
+    def _inside(self, name: str | None) -> str | None:
+        """A name that begins with a dot belongs to something inside the running module."""
+        if name is None or not name.startswith("."):
+            return name
+        path = self._tracker.frames[-1].path if self._tracker.frames else ""
+        return path + name if path else name[1:]
 
     # Bookkeeping ----------------------------------------------------------------------------------------------
 
@@ -411,6 +422,8 @@ class CaptureMode(TorchFunctionMode):
         if mixer is not None:
             if valid is None:
                 found.valid = self._own_tokens(mixer)
+                if found.valid is not None and isinstance(mixer, Constructed) and mixer.reads(~found.valid):
+                    found.valid = None  # to the model it is no padding
             found.future = mixer.future(found.valid)
             if found.future is not None:
                 found.crosses = self._other_source() if crosses is None else crosses

@@ -126,7 +126,8 @@ class Reading:
         From ``tensors`` to ``u`` and ``y``, ``(batch, groups, L, width)``; with an operator of block ``d`` and
         groups ``(batch, groups)``, ``(batch, groups, d * L, width)``.
     name : str, optional
-        The layer's name, where it is not the path of the running module.
+        The layer's name, where it is not the path of the running module; inside of that where it begins with a
+        dot.
     group : str
         What a group is: "head", "channel", or "layer" where all channels are mixed together.
     """
@@ -141,8 +142,8 @@ class Reading:
     group: str = "head"
 
 
-# A recogniser returns why, where it cannot read a call; "" where the call is none of its business.
-Recogniser = Callable[[Call], "Reading | str"]
+# Several readings where one call mixes more than once. The reason where a call cannot be read; "" where the call is none of its business.
+Recogniser = Callable[[Call], "Reading | tuple[Reading, ...] | str"]
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class ModuleRecogniser:
     """
 
     fits: Callable[[nn.Module], bool]
-    read: Callable[[ModuleCall], Reading | str]
+    read: Callable[[ModuleCall], Reading | tuple[Reading, ...] | str]
     exclusive: bool = False
 
 
@@ -210,6 +211,15 @@ class Constructed(Mixer):
 
     def settle(self) -> None:
         pass
+
+    def reads(self, padding: Tensor) -> bool:
+        """Whether there is something in padding ``(batch, L)`` before an own token, which finds it in the state."""
+        before = padding & ((~padding).flip(-1).cumsum(-1).flip(-1) > 0)
+        if not bool(before.any()):
+            return False
+        per_token = self.inputs().transpose(1, 2)
+        per_token = per_token.reshape(*padding.shape, -1)
+        return bool(per_token[before].any())
 
     def _tensors(self) -> dict[str, Any]:
         return map_tree(self._kept, lambda item: item.tensor if isinstance(item, Leaf) else item)  # type: ignore[no-any-return]
