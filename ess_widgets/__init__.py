@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ess_widgets import operators
 
 # Not lazily: a subpackage has the function's name, and this import, its first, is what gives the name to the function.
-from ess_widgets.capture import Capture, LayerCapture, capture
+from ess_widgets.capture import Capture, LayerCapture, capture, jacobian, register, unregister
 from ess_widgets.metrics import ceiling, ess, spectrum
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ __all__ = [
     "ceiling",
     "ess",
     "explore",
+    "jacobian",
     "operators",
+    "register",
     "spectrum",
+    "unregister",
 ]
 
 

@@ -2,6 +2,8 @@
 
 from ess_widgets.capture.core import Capture, LayerCapture, capture, run
 from ess_widgets.capture.errors import Cancelled, CaptureError, NotCausalError, UnknownLayerError
+from ess_widgets.capture.jacobian import jacobian
+from ess_widgets.capture.registry import register, unregister
 from ess_widgets.capture.residual import residual
 
 __all__ = [
@@ -12,6 +14,9 @@ __all__ = [
     "NotCausalError",
     "UnknownLayerError",
     "capture",
+    "jacobian",
+    "register",
     "residual",
     "run",
+    "unregister",
 ]

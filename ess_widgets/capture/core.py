@@ -15,6 +15,7 @@ from ess_widgets.capture.mixer import Mixer
 from ess_widgets.capture.mode import Found
 from ess_widgets.capture.names import Selector, closest
 from ess_widgets.capture.residual import residual
+from ess_widgets.capture.targets import Targets
 from ess_widgets.operators import Operator
 
 __all__ = ["Capture", "LayerCapture", "capture", "run"]
@@ -38,13 +39,15 @@ class LayerCapture:
     rounded : bool
         True where the weights could not be computed again from queries and keys and come from half precision:
         small singular values are then rounding.
+    note : str
+        What there is to know about the operator; of a linearisation, which channels it is looked at through.
     """
 
     def __init__(self, name: str, mixer: Mixer, valid: Tensor | None) -> None:
         self.name = name
         self.family, self.group = mixer.family, mixer.group
         self.valid = valid
-        self.rounded = mixer.rounded
+        self.rounded, self.note = mixer.rounded, mixer.note
         self._mixer = mixer
         self._operator: Operator | None = None
         self._residual: Tensor | None = None
@@ -83,6 +86,14 @@ class LayerCapture:
         if self._residual is None:
             self._residual = residual(self.operator, self.inputs, self.outputs, self.valid)
         return self._residual
+
+    @property
+    def linearity(self) -> Tensor | None:
+        """Of a linearisation, ``‖y(u) - y(0) - T u‖ / ‖y(u) - y(0)‖``, ``(batch,)``: 0 where the module is affine.
+
+        None where the operator is the layer's own.
+        """
+        return self._mixer.linearity()
 
     def __repr__(self) -> str:
         batch, groups, length = self._mixer.shape
@@ -132,7 +143,9 @@ class Capture(Mapping[str, LayerCapture]):
         return "\n".join(lines)
 
 
-def capture(model: nn.Module, *args: Any, layers: Any = None, **kwargs: Any) -> Capture:
+def capture(
+    model: nn.Module, *args: Any, layers: Any = None, jacobian: Any = None, **kwargs: Any
+) -> Capture:
     """Run ``model(*args, **kwargs)`` once and capture every layer that mixes tokens by softmax attention.
 
     Attention is found by the calls the model makes, not by its class: ``scaled_dot_product_attention``,
@@ -151,6 +164,11 @@ def capture(model: nn.Module, *args: Any, layers: Any = None, **kwargs: Any) -> 
     layers : str, int, callable, or an iterable of those, optional
         Which layers to keep: names, patterns (``"model.layers.*"``), indices in the order of the run, or a
         function of the name. All by default. Nothing is kept of the others.
+    jacobian : str, type, callable, an iterable of those, or a dict, optional
+        Modules that are captured by their Jacobian at the input they are given in this run, beside the layers that
+        are found: paths (``"model.layers.3"``), patterns (``"blocks.*"``, where ``*`` stands for one part of a path),
+        classes, or functions of the path or of path and module. A dictionary gives each the options of
+        :func:`ess_widgets.jacobian`, ``{"blocks.*": {"channels": 8}}``.
 
     Returns
     -------
@@ -181,7 +199,7 @@ def capture(model: nn.Module, *args: Any, layers: Any = None, **kwargs: Any) -> 
     >>> bool(cap["self_attn"].residual.max() < 1e-5)
     True
     """
-    return run(model, args, kwargs, layers=layers)
+    return run(model, args, kwargs, layers=layers, jacobian=jacobian)
 
 
 def run(
@@ -190,6 +208,7 @@ def run(
     kwargs: Mapping[str, Any],
     *,
     layers: Any = None,
+    jacobian: Any = None,
     should_stop: Callable[[], bool] | None = None,
     on_layer: Callable[[str, int], None] | None = None,
     keep_output: bool = True,
@@ -198,7 +217,7 @@ def run(
 
     Parameters
     ----------
-    model, args, kwargs, layers
+    model, args, kwargs, layers, jacobian
         As in :func:`capture`.
     should_stop : callable, optional
         Asked before each torch call of the model; once it returns true, :class:`Cancelled` is raised from there.
@@ -210,11 +229,20 @@ def run(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but is {type(model).__name__}.")
     selector = Selector(layers)
-    outcome = session.run(model, args, dict(kwargs), selector, should_stop=should_stop, on_layer=on_layer)
+    outcome = session.run(
+        model,
+        args,
+        dict(kwargs),
+        selector,
+        targets=Targets(jacobian),
+        should_stop=should_stop,
+        on_layer=on_layer,
+    )
     names = [found.name for found in outcome.found]
     if not names:
         raise CaptureError(session.nothing_found(model, outcome))
-    chosen = set(selector.select(names))
+    chosen = {found.name for found in outcome.found if found.asked}
+    chosen.update(selector.select(names))
     skipped = dict(outcome.skipped)
     kept: dict[str, LayerCapture] = {}
     for found in outcome.found:
@@ -240,7 +268,7 @@ def _check(found: Found, names: list[str]) -> None:
         raise CaptureError(
             f"layer {found.name!r} was given no tokens: its batch, heads and length are {mixer.shape}."
         )
-    outputs = mixer.outputs()
+    outputs = mixer.computed()
     bad = ~torch.isfinite(outputs).all(-1)
     if found.valid is not None:
         bad &= found.valid.unsqueeze(1)

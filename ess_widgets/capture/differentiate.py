@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -59,7 +58,9 @@ def jacobian_rows(
     error: Exception | None = None
     for attempt in attempts:
         by_columns = attempt is _forward_mode
-        basis = _Basis(u, L, write if by_columns else read, b if by_columns else a, d_in if by_columns else out_width)
+        basis = _Basis(
+            u, L, write if by_columns else read, b if by_columns else a, d_in if by_columns else out_width
+        )
         result = u.new_empty(batch, L, a, L, b)
         while True:
             try:
@@ -102,28 +103,25 @@ Part = tuple[int, int]
 
 
 def _reverse_mode(f: Function, u: Tensor, basis: _Basis, size: int) -> Iterator[tuple[Part, Tensor]]:
-    _, pull = torch.func.vjp(f, u)
+    pull = torch.func.vjp(f, u)[1]
     pulled = torch.func.vmap(lambda v: pull(v)[0])
     for start in range(0, basis.total, size):
         stop = min(start + size, basis.total)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of batching rules that are missing, so that torch loops
-            yield (start, stop), pulled(basis.part(start, stop))
+        yield (start, stop), pulled(basis.part(start, stop))
 
 
 def _forward_mode(f: Function, u: Tensor, basis: _Basis, size: int) -> Iterator[tuple[Part, Tensor]]:
     pushed = torch.func.vmap(lambda v: torch.func.jvp(f, (u,), (v,))[1], randomness="same")
     for start in range(0, basis.total, size):
         stop = min(start + size, basis.total)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield (start, stop), pushed(basis.part(start, stop))
+        yield (start, stop), pushed(basis.part(start, stop))
 
 
 def _one_by_one(f: Function, u: Tensor, basis: _Basis, size: int) -> Iterator[tuple[Part, Tensor]]:
     """Plain backward passes: whatever torch can differentiate at all."""
-    leaf = u.detach().clone().requires_grad_()
-    y = f(leaf)
+    with torch.enable_grad():
+        leaf = u.detach().clone().requires_grad_()
+        y = f(leaf)
     for n in range(basis.total):
         if y.requires_grad:
             (g,) = torch.autograd.grad(y, leaf, basis.part(n, n + 1)[0], retain_graph=True, allow_unused=True)
@@ -151,25 +149,20 @@ def directional(f: Function, u: Tensor, direction: Tensor) -> Tensor:
     steps: Sequence[float] = _STEPS.get(u.dtype, _STEPS[torch.float32])
     best: Tensor | None = None
     least: Tensor | None = None
-    before: tuple[float, Tensor] | None = None
-    extrapolated: Tensor | None = None
-    for h in steps:
-        plain = (f(u + h * direction) - f(u - h * direction)) / (2 * h)
-        candidates = [plain]
-        if before is not None:
-            ratio = (before[0] / h) ** 2
-            refined = plain + (plain - before[1]) / (ratio - 1)
-            pairs = [(plain, before[1])] + ([(refined, extrapolated)] if extrapolated is not None else [])
-            candidates = [new for new, _ in pairs]
-            for new, old in pairs:
-                change = torch.linalg.vector_norm(new - old, dim=(1, 2), keepdim=True)
-                change = change.nan_to_num(nan=torch.inf)
-                if best is None or least is None:
-                    best, least = new, change
-                else:
-                    best = torch.where(change < least, new, best)
-                    least = torch.minimum(change, least)
-            extrapolated = refined
-        before = (h, plain)
+    plain: list[Tensor] = []
+    refined: list[Tensor] = []
+    for n, h in enumerate(steps):
+        plain.append((f(u + h * direction) - f(u - h * direction)) / (2 * h))
+        if n:
+            ratio = (steps[n - 1] / h) ** 2
+            refined.append(plain[n] + (plain[n] - plain[n - 1]) / (ratio - 1))
+        for estimates in (plain[-2:], refined[-2:]):
+            if len(estimates) == 2:
+                old, new = estimates
+                change = torch.linalg.vector_norm(new - old, dim=(1, 2), keepdim=True).nan_to_num(
+                    nan=torch.inf
+                )
+                best = new if best is None or least is None else torch.where(change < least, new, best)
+                least = change if least is None else torch.minimum(change, least)
     assert best is not None
     return best

@@ -33,6 +33,7 @@ class Mixer(ABC):
     family = "softmax attention"
     group = "head"
     rounded = False
+    note = ""
 
     @property
     @abstractmethod
@@ -46,6 +47,10 @@ class Mixer(ABC):
     @abstractmethod
     def outputs(self) -> Tensor:
         """What the model computed, ``(batch, groups, L, width)``."""
+
+    def computed(self) -> Tensor:
+        """What to look through for NaN, ``(batch, groups or 1, L, width)``."""
+        return self.outputs()
 
     def dtype(self) -> torch.dtype:
         """The float type of the model there."""
@@ -62,6 +67,15 @@ class Mixer(ABC):
     @abstractmethod
     def future(self, valid: Tensor | None) -> Future | None:
         """An own token that reads a later own token, if there is one."""
+
+    @property
+    def own_tokens(self) -> Tensor | None:
+        """A sample's own tokens, ``(batch, L)``, where the call itself tells; None otherwise."""
+        return None
+
+    def linearity(self) -> Tensor | None:
+        """How far a linearised layer is from linear, ``(batch,)``; None where the operator is the layer's own."""
+        return None
 
     def rescale(self, ref: Ref, divides: bool, factor: Tensor, output: Tensor, leaves: Leaves) -> bool:
         """Take in that the model multiplied or divided the rows of ``y`` by something made from the weights.

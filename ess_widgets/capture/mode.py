@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,19 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ess_widgets.capture import calls, dot_product, flex, multihead, padding
+from ess_widgets.capture import calls, dot_product, flex, multihead, padding, registry
 from ess_widgets.capture.dot_product import DotProduct
-from ess_widgets.capture.errors import Cancelled
-from ess_widgets.capture.families import FUNCTIONS, MODULES
+from ess_widgets.capture.errors import Cancelled, CaptureError
+from ess_widgets.capture.families import MODULES
 from ess_widgets.capture.flex import Flex, Mods
-from ess_widgets.capture.functions import FunctionWatcher
+from ess_widgets.capture.functions import FunctionWatcher, Transparent
 from ess_widgets.capture.guard import Guard
 from ess_widgets.capture.layout import Layout, batch_size, contraction, sizes_of
+from ess_widgets.capture.linearised import Linearised
 from ess_widgets.capture.merged import SplitWatcher
 from ess_widgets.capture.mixer import Future, Mixer
 from ess_widgets.capture.names import PathTracker, Selector
 from ess_widgets.capture.randomness import PrivateRandom
 from ess_widgets.capture.reading import Call, Constructed, ModuleCall, ModuleRecogniser, Reading
+from ess_widgets.capture.recognise import mixes, recogniser, sounds_known
 from ess_widgets.capture.rescaled import RowWatcher
 from ess_widgets.capture.tape import Leaf, Leaves, Ref, Tape, map_tree
 from ess_widgets.capture.weights import Weights, is_causal, is_distribution
@@ -40,6 +42,7 @@ class Found:
     valid: Tensor | None = None
     future: Future | None = None
     crosses: bool = False
+    asked: bool = False
     family: str = "softmax attention"
 
 
@@ -49,6 +52,14 @@ class Seen:
 
     calls: Counter[str] = field(default_factory=Counter)
     skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Unknown(Transparent):
+    """A call of a function with the name of a kernel that is none of those known."""
+
+    name: str
+    before: int
 
 
 class CaptureMode(TorchFunctionMode):
@@ -101,12 +112,16 @@ class CaptureMode(TorchFunctionMode):
         self._scalings = RowWatcher(self._tape, self._leaves)
         self._mods = Mods(self._leaves)
         self._inferred: dict[tuple[int, int], Tensor | None] = {}
-        self.functions = FunctionWatcher(FUNCTIONS.__contains__, self._function_begins, self._function_ends)
+        self.functions = FunctionWatcher(sounds_known, self._function_begins, self._function_ends)
         self._exclusive = 0
+        self.chosen: Mapping[nn.Module, Any] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with self.functions.paused():
+        self.functions.pause()
+        try:
             return self._intercept(func, args, kwargs or {})
+        finally:
+            self.functions.resume()
 
     def _intercept(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self._should_stop is not None and self._should_stop():
@@ -255,7 +270,12 @@ class CaptureMode(TorchFunctionMode):
         """Whether one of them is scores, and the other a small matrix that knows nothing of the sequence."""
         for scores, matrix in ((left, right), (right, left)):
             node = self._tape.node(scores)
-            if node is not None and node.paired and matrix.ndim == 2 and not {*node.shape[-2:]} & {*matrix.shape}:
+            if (
+                node is not None
+                and node.paired
+                and matrix.ndim == 2
+                and not {*node.shape[-2:]} & {*matrix.shape}
+            ):
                 return True
         return False
 
@@ -346,7 +366,20 @@ class CaptureMode(TorchFunctionMode):
 
     def recogniser(self, module: nn.Module) -> ModuleRecogniser | None:
         """What reads a module of this kind."""
-        return next((known for known in MODULES if known.fits(module)), None)
+        if isinstance(module, nn.RNNBase) and module in self.chosen:
+            return None
+        return next((known for known in (*registry.MODULES, *MODULES) if known.fits(module)), None)
+
+    def linearised(self, path: str, mixer: Linearised) -> None:
+        """Add a module that is captured by its Jacobian because the user asked for it."""
+        mixer.hold(self._leaves)
+        name, _ = self._next(path)
+        self._add(name, mixer, mixer.own_tokens, crosses=False, family=mixer.family)
+        self.found[-1].asked = True
+
+    def skipped(self, path: str, reason: str) -> None:
+        """Note why a layer is left out."""
+        self.seen.skipped[path] = reason
 
     def keep(self, tensor: Tensor) -> Leaf:
         """A reference to a tensor's present values."""
@@ -362,11 +395,20 @@ class CaptureMode(TorchFunctionMode):
         self._exclusive -= recogniser.exclusive
         inside = any(found.family != "convolution" for found in self.found[before:])
         if call is not None and not self._muted and not inside:
-            self._read(type(call.module).__name__, recogniser.read(call))
+            what = type(call.module).__name__
+            try:
+                reading = recogniser.read(call)
+            except registry.ReadingFailed as failed:
+                raise CaptureError(
+                    f"layer {self._tracker.path_of(call.module, what)!r}: {failed}"
+                ) from failed
+            self._read(what, reading)
 
     def _function_begins(self, name: str, arguments: dict[str, Any], again: Callable[..., Any]) -> Any:
-        if self._exclusive:
+        if self._exclusive or not mixes(name, arguments):
             return None
+        if recogniser(name) is None:
+            return _Unknown(name, self._noted)
         with torch._C.DisableTorchFunction():
             kept = map_tree(arguments, lambda item: self.keep(item) if isinstance(item, Tensor) else item)
             return name, kept, again
@@ -374,13 +416,24 @@ class CaptureMode(TorchFunctionMode):
     def _function_ends(self, token: Any, result: Any) -> None:
         if result is None:
             return  # it raised, or does not do it here
+        if isinstance(token, _Unknown):
+            if self._noted == token.before:
+                self._read(token.name, "it is not known; ew.register teaches it")
+            return
         name, kept, again = token
         with torch._C.DisableTorchFunction():
             arguments = map_tree(kept, lambda item: item.tensor if isinstance(item, Leaf) else item)
             module = self._tracker.frames[-1].module if self._tracker.frames else None
-            self._read(name, FUNCTIONS[name](Call(name, arguments, result, again, module)))
+            read = recogniser(name)
+            assert read is not None
+            self._read(name, read(Call(name, arguments, result, again, module)))
 
-    def _read(self, what: str, reading: Reading | tuple[Reading, ...] | str) -> None:
+    @property
+    def _noted(self) -> int:
+        """How many layers have been captured or left out."""
+        return len(self.found) + len(self.seen.skipped)
+
+    def _read(self, what: str, reading: Reading | tuple[Reading, ...] | Linearised | str) -> None:
         self.seen.calls[what] += 1
         if isinstance(reading, str):
             if reading:
@@ -389,6 +442,14 @@ class CaptureMode(TorchFunctionMode):
         if isinstance(reading, tuple):
             for part in reading:
                 self._read(what, part)
+            return
+        if not isinstance(reading, Reading):
+            reading.hold(self._leaves)
+            name, wanted = self._next()
+            reading.name = name
+            self._add(
+                name, reading if wanted else None, reading.own_tokens, crosses=False, family=reading.family
+            )
             return
         name, wanted = self._next(self._inside(reading.name))
         self._add(name, Constructed(self._leaves, reading) if wanted else None, family=reading.family)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ess_widgets.capture import calls, dot_product
+from ess_widgets.capture import calls, dot_product, multihead
 from ess_widgets.capture.guard import Guard
 from ess_widgets.capture.randomness import PrivateRandom
 from ess_widgets.capture.replica import Replica
@@ -24,7 +24,12 @@ _WIDE = {
     torch.complex64: torch.complex128,
 }
 # Methods that name a type, and what they are in float64.
-_CASTS = {"float": torch.float64, "half": torch.float64, "bfloat16": torch.float64, "cfloat": torch.complex128}
+_CASTS = {
+    "float": torch.float64,
+    "half": torch.float64,
+    "bfloat16": torch.float64,
+    "cfloat": torch.complex128,
+}
 _DROPOUTS = frozenset(
     f"{kind}dropout{suffix}"
     for kind in ("", "alpha_", "feature_", "feature_alpha_")
@@ -73,6 +78,8 @@ class Rerun(TorchFunctionMode):
             result = self._random(func, name, args, kwargs)
         elif name == "scaled_dot_product_attention":
             result = _attention(dot_product.arguments(args, kwargs))
+        elif name == "multi_head_attention_forward":
+            result = _heads(func, multihead.arguments(args, kwargs))
         else:
             result = func(*args, **kwargs)
         if isinstance(result, Tensor):
@@ -108,7 +115,8 @@ def widen(replica: Replica) -> None:
 def cast(tree: Any) -> Any:
     """Arguments with float64 in place of narrower floats."""
     return map_tree(
-        tree, lambda item: item.to(_WIDE[item.dtype]) if isinstance(item, Tensor) and item.dtype in _WIDE else item
+        tree,
+        lambda item: item.to(_WIDE[item.dtype]) if isinstance(item, Tensor) and item.dtype in _WIDE else item,
     )
 
 
@@ -134,8 +142,20 @@ def _attention(call: dict[str, Any]) -> Tensor:
         causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~causal, -math.inf)
     if mask is None:
-        return scores.softmax(-1) @ v
+        plain: Tensor = scores.softmax(-1) @ v
+        return plain
     scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
     # torch returns zeros for a query that may read nothing.
     empty = scores.eq(-math.inf).all(-1, keepdim=True)
-    return scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0) @ v
+    mixed: Tensor = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0) @ v
+    return mixed
+
+
+def _heads(func: Any, call: dict[str, Any]) -> Any:
+    """The same from the branch that returns weights, which is made of plain products."""
+    output, weights = func(**{**call, "need_weights": True, "training": False})
+    if not call["need_weights"]:
+        weights = None
+        if bool(output.isnan().any()):  # a query that may read nothing; the other branch returns zeros
+            return func(**{**call, "training": False})
+    return output, weights

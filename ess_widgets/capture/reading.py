@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ess_widgets.capture.linearised import Linearised
 from ess_widgets.capture.mixer import Future, Mixer
 from ess_widgets.capture.tape import Leaf, Leaves, flat, map_tree
 from ess_widgets.operators import Operator
@@ -162,7 +163,7 @@ class ModuleRecogniser:
     """
 
     fits: Callable[[nn.Module], bool]
-    read: Callable[[ModuleCall], Reading | tuple[Reading, ...] | str]
+    read: Callable[[ModuleCall], Reading | tuple[Reading, ...] | Linearised | str]
     exclusive: bool = False
 
 

@@ -21,7 +21,7 @@ def residual(operator: Operator, inputs: Tensor, outputs: Tensor, valid: Tensor 
     ----------
     operator : Operator
         Leading dimensions ``(batch, groups)``.
-    inputs, outputs : Tensor, ``(batch, groups, L, width)``
+    inputs, outputs : Tensor, ``(batch, groups, L, width)``, or ``(batch, groups, d * L, width)`` with blocks of ``d``
         ``u``, and ``y`` as the model computed it, in any float type.
     valid : bool Tensor ``(batch, L)``, optional
         A sample's own tokens.
@@ -41,6 +41,8 @@ def residual(operator: Operator, inputs: Tensor, outputs: Tensor, valid: Tensor 
     tensor([[0.5000]], dtype=torch.float64)
     """
     batch, groups, L, _ = outputs.shape
+    if valid is not None and operator.block > 1:
+        valid = valid.repeat_interleave(operator.block, -1)
     whole = isinstance(operator, Deferred) or batch * groups * L * L <= _CHUNK
     if whole:
         T = operator.matrix()

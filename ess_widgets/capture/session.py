@@ -19,6 +19,7 @@ from ess_widgets.capture.modules import ModuleWatcher
 from ess_widgets.capture.names import PathTracker, Selector
 from ess_widgets.capture.quiet import Quiet, quietly
 from ess_widgets.capture.replica import Replica, Uncopyable, has_storage, replicate, unwrap
+from ess_widgets.capture.targets import Targets, Watch
 
 __all__ = ["Outcome", "check_causal", "nothing_found", "run"]
 
@@ -42,12 +43,13 @@ def run(
     kwargs: dict[str, Any],
     selector: Selector,
     *,
+    targets: Targets | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_layer: Callable[[str, int], None] | None = None,
 ) -> Outcome:
     """Run the model once, on a copy, or in place where it refuses to be copied and that is safe."""
     arguments = Arguments(unwrap(model), args, kwargs)
-    once = _Run(model, arguments, selector, should_stop, on_layer)
+    once = _Run(model, arguments, selector, targets or Targets(), should_stop, on_layer)
     return quietly(once.on_a_copy)
 
 
@@ -86,6 +88,7 @@ class _Run:
     model: nn.Module
     arguments: Arguments
     selector: Selector
+    targets: Targets
     should_stop: Callable[[], bool] | None
     on_layer: Callable[[str, int], None] | None
 
@@ -152,10 +155,12 @@ class _Run:
             should_stop=self.should_stop,
             on_layer=self.on_layer,
         )
+        mode.chosen = self.targets.choose(model)
+        asked = Watch(mode.chosen, tracker, mode.keep, mode.linearised, mode.skipped)
         modules = ModuleWatcher(model, mode.recogniser, mode.keep, mode.module_begins, mode.module_ends)
         args, kwargs = self.arguments.own()
         try:
-            with modules, tracker, mode, mode.functions:
+            with modules, asked, tracker, mode, mode.functions:
                 output = model(*args, **kwargs)
                 if isinstance(output, GeneratorType):
                     output = list(output)  # it runs only while somebody asks for more
