@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from inspect import CO_VARARGS, CO_VARKEYWORDS
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
-__all__ = ["FunctionWatcher"]
+__all__ = ["FunctionWatcher", "Transparent"]
 
 # From 3.12 on, switching a profile function on and off makes the interpreter revisit all code: it stays on.
 _CHEAP_SWITCH = sys.version_info < (3, 12)
+
+
+class Transparent:
+    """What ``begin`` of a :class:`FunctionWatcher` returns for a call inside which others are looked at."""
 
 
 class FunctionWatcher:
@@ -26,7 +29,8 @@ class FunctionWatcher:
         Given the name of such a call, its arguments, and a function that does it again with arguments by name; what
         it returns is handed to ``end``. None: not interested.
     end : callable
-        Given that and the result; calls inside are not looked at. Where the function raised, the result is None.
+        Given that and the result; calls inside are not looked at, unless what ``begin`` returned is a
+        :class:`Transparent`. Where the function raised, the result is None.
     """
 
     def __init__(
@@ -39,17 +43,20 @@ class FunctionWatcher:
         self._names: dict[str, bool] = {}
         self._frame: FrameType | None = None
         self._token: Any = None
+        self._open: dict[FrameType, Transparent] = {}
         self._before: Any = None
+        self._profile = self._see
 
     def __enter__(self) -> None:
         self._before = sys.getprofile()
         if hasattr(self._before, "disable"):  # a cProfile.Profile: it cannot be set again by sys.setprofile
             self._before.disable()
-        sys.setprofile(self._see)
+        sys.setprofile(self._profile)
 
     def __exit__(self, *exc: object) -> None:
         sys.setprofile(None)
         self._frame = self._token = None
+        self._open.clear()
         before, self._before = self._before, None
         if hasattr(before, "enable"):
             before.enable()
@@ -61,17 +68,15 @@ class FunctionWatcher:
         """Whether a known function is running."""
         return self._frame is not None
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def pause(self) -> None:
         """Look away while the package's own code runs."""
-        if not _CHEAP_SWITCH:
-            yield
-            return
-        sys.setprofile(None)
-        try:
-            yield
-        finally:
-            sys.setprofile(self._see)
+        if _CHEAP_SWITCH:
+            sys.setprofile(None)
+
+    def resume(self) -> None:
+        """Look again."""
+        if _CHEAP_SWITCH:
+            sys.setprofile(self._profile)
 
     def _see(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "call":
@@ -83,11 +88,15 @@ class FunctionWatcher:
                 known = self._names[name] = self._is_known(name)
             if known:
                 token = self._begin(name, arguments(frame), again(frame))
-                if token is not None:
+                if isinstance(token, Transparent):
+                    self._open[frame] = token
+                elif token is not None:
                     self._frame, self._token = frame, token
         elif event == "return" and frame is self._frame:
             token, self._frame, self._token = self._token, None, None
             self._end(token, arg)
+        elif event == "return" and self._open and frame in self._open:
+            self._end(self._open.pop(frame), arg)
 
 
 def arguments(frame: FrameType) -> dict[str, Any]:

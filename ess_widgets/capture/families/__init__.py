@@ -1,17 +1,25 @@
 """Recognisers of mixers that are not attention, one file for each family.
 
-Each file offers ``FUNCTIONS``, recognisers of calls by the function's name, ``MODULES``, recognisers of modules by
-their attributes, or both.
+Each file offers ``FUNCTIONS``, recognisers of calls by the function's name, ``PREFIXES``, recognisers by the beginning
+of the name, and ``MODULES``, recognisers of modules by their attributes, or some of these.
 """
 
 from __future__ import annotations
 
-from ess_widgets.capture.families import selective_ssm
+from ess_widgets.capture.families import (
+    delta_rule,
+    lightning,
+    linear_attention,
+    mlstm,
+    recurrent,
+    rwkv,
+    selective_ssm,
+)
 from ess_widgets.capture.reading import ModuleRecogniser, Recogniser
 
-__all__ = ["FUNCTIONS", "MODULES"]
+__all__ = ["FUNCTIONS", "MODULES", "PREFIXES"]
 
-_FAMILIES = (selective_ssm,)
+_FAMILIES = (selective_ssm, recurrent, linear_attention, delta_rule, rwkv, mlstm, lightning)
 
 FUNCTIONS: dict[str, Recogniser] = {
     name: read for family in _FAMILIES for name, read in getattr(family, "FUNCTIONS", {}).items()
@@ -19,3 +27,6 @@ FUNCTIONS: dict[str, Recogniser] = {
 MODULES: tuple[ModuleRecogniser, ...] = tuple(
     recogniser for family in _FAMILIES for recogniser in getattr(family, "MODULES", ())
 )
+PREFIXES: dict[str, Recogniser] = {
+    prefix: read for family in _FAMILIES for prefix, read in getattr(family, "PREFIXES", {}).items()
+}

@@ -1,0 +1,41 @@
+"""Which calls of functions are worth a look, and what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ess_widgets.capture.families import FUNCTIONS, PREFIXES
+from ess_widgets.capture.reading import Recogniser
+
+__all__ = ["mixes", "recogniser", "sounds_known"]
+
+# How the names of kernels begin.
+_KERNELS = ("chunk_", "fused_", "parallel_", "naive_", "recurrent_", "torch_chunk_", "torch_recurrent_")
+_QUERIES = ("q", "query", "queries", "matQ", "r")
+_KEYS = ("k", "key", "keys", "matK")
+_VALUES = ("v", "value", "values", "matV")
+
+
+def recogniser(name: str) -> Recogniser | None:
+    """What reads calls of functions of this name."""
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    return next((read for prefix, read in PREFIXES.items() if name.startswith(prefix)), None)
+
+
+def sounds_known(name: str) -> bool:
+    """Whether calls of functions of this name are worth a look: those that are read, and other kernels."""
+    return recogniser(name) is not None or name.startswith(_KERNELS)
+
+
+def mixes(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether a call has the arguments of a function that mixes tokens, or the name of one that does nothing else."""
+    if name in FUNCTIONS:
+        return True
+    return all(
+        any(isinstance(item := arguments.get(role), Tensor) and item.ndim >= 3 for role in roles)
+        for roles in (_QUERIES, _KEYS, _VALUES)
+    )
