@@ -12,6 +12,7 @@ from ess_widgets.capture.families import (
     linear_attention,
     mlstm,
     recurrent,
+    rg_lru,
     rwkv,
     selective_ssm,
 )
@@ -19,7 +20,7 @@ from ess_widgets.capture.reading import ModuleRecogniser, Recogniser
 
 __all__ = ["FUNCTIONS", "MODULES", "PREFIXES"]
 
-_FAMILIES = (selective_ssm, recurrent, linear_attention, delta_rule, rwkv, mlstm, lightning)
+_FAMILIES = (selective_ssm, recurrent, linear_attention, delta_rule, rwkv, mlstm, lightning, rg_lru)
 
 FUNCTIONS: dict[str, Recogniser] = {
     name: read for family in _FAMILIES for name, read in getattr(family, "FUNCTIONS", {}).items()

@@ -226,13 +226,7 @@ def _discrete(call: Call) -> Reading | str:
     x = call.first("X", "x")
     A, B, C = (call.first(name) for name in "ABC")
     y = call.output
-    if (
-        not _tensors(x, A, B, C, y)
-        or x.ndim != 4
-        or A.shape != x.shape[:3]
-        or B.ndim != 4
-        or y.shape != x.shape
-    ):
+    if y is None or not _tensors(x, A, B, C) or x.ndim != 4 or A.shape != x.shape[:3] or B.ndim != 4:
         return ""
     if filled(call.first("initial_states")):
         return STATE
