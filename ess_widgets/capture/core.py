@@ -270,12 +270,13 @@ def _check(found: Found, names: list[str]) -> None:
         )
     outputs = mixer.computed()
     bad = ~torch.isfinite(outputs).all(-1)
+    rows = bad.shape[-1] // mixer.shape[-1]  # several for each token, in operators of blocks
     if found.valid is not None:
-        bad &= found.valid.unsqueeze(1)
+        bad &= found.valid.repeat_interleave(rows, dim=-1).unsqueeze(1)
     if bool(bad.any()):
         sample, group, position = (int(i) for i in bad.nonzero()[0])
         raise CaptureError(
             f"the model computed NaN or infinity in layer {found.name!r}: sample {sample}, head {group}, position "
-            f"{position}. Check its weights and inputs, and its mask: a token that may read nothing gives NaN. "
+            f"{position // rows}. Check its weights and inputs, and its mask: a token that may read nothing gives NaN. "
             "If these positions are padding, pass attention_mask."
         )
