@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ess_widgets.capture import calls, dot_product, flex, multihead, padding, registry
+from ess_widgets.capture.convolutions import find_conv1d, owner
+from ess_widgets.capture.cuts import Cuts
 from ess_widgets.capture.dot_product import DotProduct
 from ess_widgets.capture.errors import Cancelled, CaptureError
-from ess_widgets.capture.families import MODULES
+from ess_widgets.capture.families import MODULES, OPEN
+from ess_widgets.capture.families.convolution import Window, future_steps
 from ess_widgets.capture.flex import Flex, Mods
 from ess_widgets.capture.functions import FunctionWatcher, Transparent
 from ess_widgets.capture.guard import Guard
@@ -27,6 +30,7 @@ from ess_widgets.capture.randomness import PrivateRandom
 from ess_widgets.capture.reading import Call, Constructed, ModuleCall, ModuleRecogniser, Reading
 from ess_widgets.capture.recognise import mixes, recogniser, sounds_known
 from ess_widgets.capture.rescaled import RowWatcher
+from ess_widgets.capture.sequences import Sequences
 from ess_widgets.capture.tape import Leaf, Leaves, Ref, Tape, map_tree
 from ess_widgets.capture.weights import Weights, is_causal, is_distribution
 
@@ -59,6 +63,16 @@ class _Unknown(Transparent):
     """A call of a function with the name of a kernel that is none of those known."""
 
     name: str
+    before: int
+
+
+@dataclass(frozen=True)
+class _Open(Transparent):
+    """A call of a function that is read only if nothing inside it was."""
+
+    name: str
+    arguments: dict[str, Any]
+    again: Callable[..., Any]
     before: int
 
 
@@ -111,10 +125,17 @@ class CaptureMode(TorchFunctionMode):
         self._splits = SplitWatcher()
         self._scalings = RowWatcher(self._tape, self._leaves)
         self._mods = Mods(self._leaves)
+        self._sequences, self._cuts = Sequences(inputs), Cuts()
         self._inferred: dict[tuple[int, int], Tensor | None] = {}
         self.functions = FunctionWatcher(sounds_known, self._function_begins, self._function_ends)
         self._exclusive = 0
         self.chosen: Mapping[nn.Module, Any] = {}
+
+    def __exit__(self, *exc: object) -> None:
+        # An interrupt may have come while torch had this mode off its stack; what is on top is another one then.
+        top = torch._C._len_torch_function_stack() - 1
+        if top >= 0 and torch._C._get_function_stack_at(top) is self:
+            super().__exit__(*exc)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.functions.pause()
@@ -147,6 +168,7 @@ class CaptureMode(TorchFunctionMode):
         self._splits.forget()
         self._scalings.forget()
         self._mods.forget()
+        self._cuts.forget()
         for found in self.found:
             if found.mixer is not None:
                 found.mixer.settle()
@@ -174,6 +196,8 @@ class CaptureMode(TorchFunctionMode):
             self._outer(func, name, args, kwargs, result)
         if self._splits.active:
             self._splits.see(name, args, kwargs, result)
+        if self._cuts.active:
+            self._cuts.see(name, args, kwargs, result)
         if known and self._scalings.active:
             self._scalings.see(name, args, result)
         return result
@@ -362,6 +386,45 @@ class CaptureMode(TorchFunctionMode):
         self._add(name, mixer, multihead.own_tokens(call), crosses=multihead.crosses(call))
         return result
 
+    # Convolutions ---------------------------------------------------------------------------------------------
+
+    def _conv1d(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = self._ordinary(func, "conv1d", args, kwargs)
+        frames = self._tracker.frames
+        reading = find_conv1d(
+            args, kwargs, result, sequences=self._sequences, frames=frames, cuts=self._cuts, batch=self._batch
+        )
+        if reading is not None:
+            weight = kwargs["weight"] if "weight" in kwargs else args[1]
+            self._convolved(reading, self._owner(weight), result, -1)
+        return result
+
+    def _convolved(
+        self, reading: tuple[Reading, Window] | str, path: str | None, result: Tensor, dim: int
+    ) -> None:
+        """Add a convolution; what the model keeps of its result may show later that it is late, or not causal."""
+        self.seen.calls["convolution"] += 1
+        if isinstance(reading, str):
+            self._skip(reading, path)
+            return
+        read, window = reading
+        name, wanted = self._next(path)
+        self._add(name, Constructed(self._leaves, read) if wanted else None, family=read.family)
+        found, length = self.found[-1], read.length
+
+        def decide(first: int) -> None:
+            window.delay = window.start - first
+            window.start = first
+            if window.delay < 0 and found in self.found:
+                self.found.remove(found)
+                self.seen.skipped[name] = future_steps(-window.delay)
+
+        if result.shape[dim] > length:
+            self._cuts.add(result, dim, length, decide)
+
+    def _owner(self, weight: Tensor) -> str | None:
+        return owner(weight, self._tracker.frames) if self._is_weight(weight) else None
+
     # Functions and modules that are recognised -----------------------------------------------------------------
 
     def recogniser(self, module: nn.Module) -> ModuleRecogniser | None:
@@ -411,7 +474,7 @@ class CaptureMode(TorchFunctionMode):
             return _Unknown(name, self._noted)
         with torch._C.DisableTorchFunction():
             kept = map_tree(arguments, lambda item: self.keep(item) if isinstance(item, Tensor) else item)
-            return name, kept, again
+            return _Open(name, kept, again, self._noted) if name in OPEN else (name, kept, again)
 
     def _function_ends(self, token: Any, result: Any) -> None:
         if result is None:
@@ -420,6 +483,10 @@ class CaptureMode(TorchFunctionMode):
             if self._noted == token.before:
                 self._read(token.name, "it is not known; ew.register teaches it")
             return
+        if isinstance(token, _Open):
+            if self._noted != token.before:
+                return
+            token = token.name, token.arguments, token.again
         name, kept, again = token
         with torch._C.DisableTorchFunction():
             arguments = map_tree(kept, lambda item: item.tensor if isinstance(item, Leaf) else item)
@@ -451,7 +518,8 @@ class CaptureMode(TorchFunctionMode):
                 name, reading if wanted else None, reading.own_tokens, crosses=False, family=reading.family
             )
             return
-        name, wanted = self._next(self._inside(reading.name))
+        path = None if reading.weight is None else self._owner(reading.weight)
+        name, wanted = self._next(path or self._inside(reading.name))
         self._add(name, Constructed(self._leaves, reading) if wanted else None, family=reading.family)
 
     def _inside(self, name: str | None) -> str | None:
@@ -491,8 +559,8 @@ class CaptureMode(TorchFunctionMode):
         if self._on_layer is not None:
             self._on_layer(name, len(self.found) - 1)
 
-    def _skip(self, reason: str) -> None:
-        path = self._tracker.path
+    def _skip(self, reason: str, path: str | None = None) -> None:
+        path = path or self._tracker.path
         count = sum(1 for known in self.seen.skipped if known.partition("#")[0] == path)
         self.seen.skipped[f"{path}#{count}" if count else path] = reason
 
@@ -536,6 +604,7 @@ _FORMS = {
     "scaled_dot_product_attention": "_sdpa",
     "multi_head_attention_forward": "_multi_head",
     "flex_attention": "_flex",
+    "conv1d": "_conv1d",
 }
 _OUTER = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "cdist"})
 _DROPOUTS = frozenset(

@@ -131,6 +131,8 @@ class Reading:
         dot.
     group : str
         What a group is: "head", "channel", or "layer" where all channels are mixed together.
+    weight : Tensor, optional
+        A parameter, or a view of one: the layer is named after the module that holds it.
     """
 
     family: str
@@ -141,6 +143,12 @@ class Reading:
     outputs: Callable[[Mapping[str, Any]], Tensor]
     name: str | None = None
     group: str = "head"
+    weight: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """``L``."""
+        return self.shape[-1]
 
 
 # Several readings where one call mixes more than once. The reason where a call cannot be read; "" where the call is none of its business.

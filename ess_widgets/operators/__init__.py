@@ -10,6 +10,8 @@ from ess_widgets.operators.convolution import (
     long_convolution,
     short_convolution,
 )
+from ess_widgets.operators.convolution_mimo import MimoConvolution
+from ess_widgets.operators.convolution_varying import VaryingConvolution
 from ess_widgets.operators.deferred import Deferred
 from ess_widgets.operators.delta_product import delta_product, gated_delta_product
 from ess_widgets.operators.delta_rule import delta_rule, gated_delta_rule, generalised_delta_rule
@@ -45,12 +47,14 @@ __all__ = [
     "Diagonal",
     "DiagonalPlusLowRank",
     "Gated",
+    "MimoConvolution",
     "Operator",
     "Product",
     "Recurrence",
     "SoftmaxAttention",
     "Sum",
     "Transition",
+    "VaryingConvolution",
     "contribution_weights",
     "delta_product",
     "delta_rule",
