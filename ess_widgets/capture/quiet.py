@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 import threading
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -46,7 +48,7 @@ class Quiet:
 
     def __init__(self) -> None:
         self.afterwards: list[Callable[[], None]] = []
-        self._modes = torch._C._len_torch_function_stack()
+        self._modes = _function_modes()
         self._inference = torch.is_inference_mode_enabled()
         self._no_inference: Any = None
         self._grad = torch.is_grad_enabled()
@@ -81,8 +83,12 @@ class Quiet:
                 self._profile.enable()
             else:
                 sys.setprofile(self._profile)
-        while torch._C._len_torch_function_stack() > self._modes:
-            torch._C._pop_torch_function_stack()
+        _finish_contexts(sys.exc_info()[2])
+        if _function_modes() != self._modes:
+            while torch._C._len_torch_function_stack():
+                torch._C._pop_torch_function_stack()
+            for mode in self._modes:
+                torch._C._push_on_torch_function_stack(mode)
         while self.afterwards:
             self.afterwards[-1]()
             self.afterwards.pop()
@@ -117,6 +123,22 @@ class _Streams:
 class _InsideKernel:
     in_kernel_invocation = True
     shape_env = None
+
+
+def _function_modes() -> list[Any]:
+    return [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+
+
+def _finish_contexts(traceback: TracebackType | None) -> None:
+    """End generators that an interrupt cut off between their ``yield`` and their ``with``.
+
+    The traceback keeps them, and whatever they put back would be put back when somebody lets go of it.
+    """
+    while traceback is not None:
+        frame, traceback = traceback.tb_frame, traceback.tb_next
+        if frame.f_code.co_filename == contextlib.__file__:
+            with contextlib.suppress(RuntimeError):  # still running
+                frame.clear()
 
 
 def _autocast_nesting() -> int:

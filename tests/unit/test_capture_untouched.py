@@ -31,7 +31,8 @@ def state(model: nn.Module) -> dict[str, Any]:
         "training": [m.training for m in model.modules()],
         "attributes": [sorted(vars(m)) for m in model.modules()],
         "hooks": [
-            [(k, list(v.items())) for k, v in vars(m).items() if "hooks" in k] for m in model.modules()
+            [(k, list(v.items() if isinstance(v, dict) else v)) for k, v in vars(m).items() if "hooks" in k]
+            for m in model.modules()
         ],
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
@@ -51,7 +52,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
+        return a.dtype == b.dtype and a.layout == b.layout and torch.equal(a.to_dense(), b.to_dense())
     return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
 
 
