@@ -465,6 +465,8 @@ class CaptureMode(TorchFunctionMode):
                 raise CaptureError(
                     f"layer {self._tracker.path_of(call.module, what)!r}: {failed}"
                 ) from failed
+            if isinstance(reading, tuple) and len(self.found) > before:
+                reading = tuple(part for part in reading if part.family != "convolution")  # it was seen itself
             self._read(what, reading)
 
     def _function_begins(self, name: str, arguments: dict[str, Any], again: Callable[..., Any]) -> Any:
