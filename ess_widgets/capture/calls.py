@@ -19,6 +19,7 @@ __all__ = [
     "RANDOM",
     "REPEATABLE",
     "TRANSPOSES",
+    "VIEWS",
     "repeat",
     "storage",
     "version",
@@ -57,7 +58,8 @@ _ELEMENTWISE = """
     elu_ add_ sub_ mul_ div_ neg_ exp_ tanh_ clamp_ clamp_min_ clamp_max_ sqrt_ pow_ relu_ sigmoid_ softplus_ __iadd__
     __isub__ __imul__ __itruediv__ subtract_ multiply_ divide_ true_divide_ reciprocal_ square_ log_
 """
-REPEATABLE = frozenset(_VIEWS.split()) | frozenset(_ELEMENTWISE.split()) | CASTS
+VIEWS = frozenset(_VIEWS.split())
+REPEATABLE = VIEWS | frozenset(_ELEMENTWISE.split()) | CASTS
 
 # Behind these it is no longer scores or weights.
 BARRIERS = frozenset(

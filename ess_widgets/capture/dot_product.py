@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ess_widgets.capture.mixer import Future, Mixer
 from ess_widgets.capture.tape import Leaf, Leaves
 from ess_widgets.operators import Operator, softmax_attention
 
-__all__ = ["DotProduct", "arguments", "not_square"]
+__all__ = ["DotProduct", "arguments"]
 
 _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _BLOCKED = -1e4
@@ -21,13 +22,6 @@ _BLOCKED = -1e4
 def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of ``scaled_dot_product_attention``, by name."""
     return {**dict(zip(_NAMES, args, strict=False)), **kwargs}
-
-
-def not_square(query: Tensor, key: Tensor) -> str | None:
-    """Why queries and keys give no square operator."""
-    if query.shape[-2] == key.shape[-2]:
-        return None
-    return f"{query.shape[-2]} queries read {key.shape[-2]} keys"
 
 
 class DotProduct(Mixer):
@@ -62,27 +56,63 @@ class DotProduct(Mixer):
         return self._layout.apply(self._shared(self._v.tensor), 2)
 
     def outputs(self) -> Tensor:
-        return self._layout.apply(self._y.tensor, 2)
+        return self.arranged(self._y.tensor)
+
+    # What is asked where this is a chunk of the queries, or one of two maps.
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        return self.shape
+
+    def arranged(self, result: Tensor) -> Tensor:
+        return self._layout.apply(result, 2)
+
+    def value(self) -> Tensor:
+        return self._v.tensor
+
+    def key_axis(self) -> int:
+        return self._v.tensor.ndim - 2
+
+    def weights(self) -> Tensor:
+        q, k = self._layout.apply(self._q.tensor, 2), self._layout.apply(self._shared(self._k.tensor), 2)
+        dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
+        scale = 1 / math.sqrt(q.shape[-1]) if self._scale is None else self._scale
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+            scores = (q.to(dtype) * scale) @ k.to(dtype).mT
+            mask = self.mask()
+            if mask is not None and mask.dtype is not torch.bool:
+                scores = scores + mask.to(dtype)
+            scores = scores.masked_fill(~self.readable(), -math.inf)
+            closed = (scores == -math.inf).all(-1, keepdim=True)
+            return scores.masked_fill(closed, 0.0).softmax(-1).masked_fill(closed, 0.0)
+
+    def readable(self) -> Tensor:
+        allowed = self.allowed()
+        if allowed is None:  # causal: torch lets the first query read the first key, whatever their numbers
+            return torch.ones(self._square(), dtype=torch.bool, device=self._q.tensor.device).tril()
+        return allowed
+
+    def _square(self) -> tuple[int, int]:
+        return self._q.tensor.shape[-2], self._k.tensor.shape[-2]
 
     def mask(self) -> Tensor | None:
         """The mask as given, ``(batch or 1, groups or 1, L, L)``."""
         if self._mask is None:
             return None
-        mask, lead, L = self._mask.tensor, self._layout.lead, self._q.tensor.shape[-2]
+        mask, lead, square = self._mask.tensor, self._layout.lead, self._square()
         if all(size == 1 for size in mask.shape[:-2]):
-            return mask.expand(*mask.shape[:-2], L, L).reshape(1, 1, L, L)
+            return mask.expand(*mask.shape[:-2], *square).reshape(1, 1, *square)
         if self._layout.plain and mask.ndim <= 4:
-            mask = mask.expand(*mask.shape[:-2], L, L)
+            mask = mask.expand(*mask.shape[:-2], *square)
             return mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
-        return self._layout.apply(mask.expand(*lead, L, L), 2)
+        return self._layout.apply(mask.expand(*lead, *square), 2)
 
     def allowed(self) -> Tensor | None:
         mask = self.mask()
         if mask is None:
             if self._is_causal:
                 return None
-            L = self.shape[-1]
-            return torch.ones(1, 1, L, L, dtype=torch.bool, device=self._q.tensor.device)
+            return torch.ones(1, 1, *self._square(), dtype=torch.bool, device=self._q.tensor.device)
         allowed = mask if mask.dtype is torch.bool else mask > _BLOCKED
         return allowed.tril() if self._is_causal else allowed
 

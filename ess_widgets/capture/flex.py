@@ -252,6 +252,13 @@ class Flex(Mixer):
     def outputs(self) -> Tensor:
         return self._y.tensor
 
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        return self._size
+
+    def arranged(self, result: Tensor) -> Tensor:
+        return result
+
     def allowed(self) -> Tensor | None:
         B, H, L = self._size
         device = self._v.tensor.device

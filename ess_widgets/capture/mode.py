@@ -21,6 +21,7 @@ from ess_widgets.capture.families.convolution import Window, future_steps
 from ess_widgets.capture.flex import Flex, Mods
 from ess_widgets.capture.functions import FunctionWatcher, Transparent
 from ess_widgets.capture.guard import Guard
+from ess_widgets.capture.joined import Chunks, Joins, Rows
 from ess_widgets.capture.layout import Layout, batch_size, contraction, sizes_of
 from ess_widgets.capture.linearised import Linearised
 from ess_widgets.capture.merged import SplitWatcher
@@ -125,6 +126,8 @@ class CaptureMode(TorchFunctionMode):
         self._splits = SplitWatcher()
         self._scalings = RowWatcher(self._tape, self._leaves)
         self._mods = Mods(self._leaves)
+        self._joins = Joins(self._leaves)
+        self._rectangles: dict[str, list[tuple[int, int]]] = {}
         self._sequences, self._cuts = Sequences(inputs), Cuts()
         self._inferred: dict[tuple[int, int], Tensor | None] = {}
         self.functions = FunctionWatcher(sounds_known, self._function_begins, self._function_ends)
@@ -168,6 +171,7 @@ class CaptureMode(TorchFunctionMode):
         self._splits.forget()
         self._scalings.forget()
         self._mods.forget()
+        self._joins.forget()
         self._cuts.forget()
         for found in self.found:
             if found.mixer is not None:
@@ -200,6 +204,9 @@ class CaptureMode(TorchFunctionMode):
             self._cuts.see(name, args, kwargs, result)
         if known and self._scalings.active:
             self._scalings.see(name, args, result)
+        if self._joins.active:
+            for tags, mixer in self._joins.see(func, name, args, kwargs, result):
+                self._join(tags, mixer)
         return result
 
     def _follow(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
@@ -268,20 +275,21 @@ class CaptureMode(TorchFunctionMode):
         elif queries != keys or not self._unlike_softmax(ref, values, seen):
             return False
         self.seen.calls["softmax, then a product"] += 1
-        if queries != keys:
-            self._skip(f"{queries} queries read {keys} keys")
-            return True
-        name_, wanted = self._next()
-        if not wanted:
-            self._add(name_, None)
-            return True
         layout = Layout.of((sizes[a] for a in roles.lead), self._batch(keys))
         mixer = Weights(
             self._leaves, layout, roles, axes, sizes, ref=ref, weights=weights, values=values, output=result
         )
-        self._add(name_, mixer)
-        self._splits.add(result, mixer)
-        self._scalings.add(result, mixer)
+        if queries != keys:
+            mixer.settle()
+            self._rectangle(queries, keys, mixer, result)
+            return True
+        name_, wanted = self._next()
+        self._add(name_, mixer if wanted else None, family=mixer.family)
+        mixer.settle()
+        if wanted:
+            self._splits.add(result, mixer)
+            self._scalings.add(result, mixer)
+            self._joins.add(result, mixer, self.found[-1])
         return True
 
     def _unlike_softmax(self, ref: Ref, values: Tensor, seen: Tensor) -> bool:
@@ -327,15 +335,8 @@ class CaptureMode(TorchFunctionMode):
             call["dropout_p"] = 0.0
         result = func(**call)
         query, key, value = call["query"], call["key"], call["value"]
-        reason = dot_product.not_square(query, key)
-        if reason is not None:
-            self._skip(reason)
-            return result
-        name, wanted = self._next()
-        if not wanted:
-            self._add(name, None)
-            return result
-        layout = Layout.of(query.shape[:-2], self._batch(query.shape[-2]))
+        queries, keys = query.shape[-2], key.shape[-2]
+        layout = Layout.of(query.shape[:-2], self._batch(queries))
         mixer = DotProduct(
             self._leaves,
             layout,
@@ -347,16 +348,22 @@ class CaptureMode(TorchFunctionMode):
             is_causal=bool(call.get("is_causal", False)),
             scale=call.get("scale"),
         )
-        self._add(name, mixer)
+        if queries != keys:
+            self._rectangle(queries, keys, mixer, result)
+            return result
+        name, wanted = self._next()
+        self._add(name, mixer if wanted else None)
+        if wanted:
+            self._joins.add(result, mixer, self.found[-1])
         return result
 
     def _flex(self, func: Any, args: Any, kwargs: Any) -> Any:
         self.seen.calls["flex_attention"] += 1
         call = flex.arguments(args, kwargs)
         result = func(**call)
-        reason = dot_product.not_square(call["query"], call["key"])
-        if reason is not None:
-            self._skip(reason)
+        queries, keys = call["query"].shape[-2], call["key"].shape[-2]
+        if queries != keys:
+            self._rectangle(queries, keys, None, result[0])
             return result
         name, wanted = self._next()
         if not wanted:
@@ -368,6 +375,7 @@ class CaptureMode(TorchFunctionMode):
         # Attention sinks are applied afterwards, as a factor made from the second result.
         self._tape.start(mixer.logsumexp(), "logsumexp", (call["query"], call["key"]), {}, lse)
         self._scalings.add(output, mixer)
+        self._joins.add(output, mixer, self.found[-1])
         return result
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -560,6 +568,42 @@ class CaptureMode(TorchFunctionMode):
                 found.crosses = self._other_source() if crosses is None else crosses
         if self._on_layer is not None:
             self._on_layer(name, len(self.found) - 1)
+
+    def _rectangle(self, queries: int, keys: int, piece: Rows | None, result: Tensor) -> None:
+        """Some queries that read other keys than their own, or more: perhaps a chunk of something square."""
+        path = self._tracker.path
+        self._rectangles.setdefault(path, []).append((queries, keys))
+        self._tell_rectangles(path)
+        if piece is not None and self._selector.keep(path, len(self.found)):
+            self._joins.add(result, piece, path)
+
+    def _tell_rectangles(self, path: str) -> None:
+        calls_ = self._rectangles[path]
+        if not calls_:
+            self.seen.skipped.pop(path, None)
+            return
+        told = [str(a) if a == b else f"{a} to {b}" for a, b in ((min(n), max(n)) for n in zip(*calls_, strict=True))]
+        times = f"{len(calls_)} times, " if len(calls_) > 1 else ""
+        self.seen.skipped[path] = f"{times}{told[0]} queries read {told[1]} keys"
+
+    def _join(self, tags: list[Any], mixer: Mixer) -> None:
+        """Let one layer take the place of the results that it joins."""
+        founds = [tag for tag in tags if isinstance(tag, Found)]
+        for path in (tag for tag in tags if isinstance(tag, str)):
+            self._rectangles[path].pop()
+            self._tell_rectangles(path)
+        if not founds:
+            name, wanted = self._next(next(tag for tag in tags if isinstance(tag, str)))
+            self._add(name, mixer if wanted else None, family=mixer.family)
+            return
+        first = founds[0]
+        first.mixer, first.family = mixer, mixer.family
+        if isinstance(mixer, Chunks):
+            first.valid = self._own_tokens(mixer)
+            first.future = mixer.future(first.valid)
+        else:
+            first.future = next((found.future for found in founds if found.future is not None), None)
+        self.found = [found for found in self.found if found is first or all(found is not f for f in founds)]
 
     def _skip(self, reason: str, path: str | None = None) -> None:
         path = path or self._tracker.path

@@ -11,7 +11,7 @@ from torch import Tensor
 from ess_widgets.capture import calls
 from ess_widgets.capture.tape import Leaf, Node, Ref, device_of, dtype_of, given_again, map_tree
 
-__all__ = ["BLOCKED", "pattern", "replay", "structure"]
+__all__ = ["BLOCKED", "evaluate", "pattern", "replay", "structure"]
 
 # An additive mask at or below this forbids; -1e4, -1e9, finfo.min and -inf are all in use.
 BLOCKED = -9e3
@@ -21,7 +21,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 def replay(ref: Ref, dtype: torch.dtype) -> Tensor:
     """Compute a recorded tensor again, in float32 or float64, casts to lower precision left out."""
     work = torch.float64 if ref.node.wide else dtype
-    again = _evaluate(
+    again = evaluate(
         ref, lambda node, args, kwargs: calls.repeat(node.func, node.name, args, kwargs, work), work
     )
     return again.to(dtype)
@@ -49,7 +49,7 @@ def pattern(ref: Ref) -> Tensor:
             return _without_scores(node, args, kwargs)
         return calls.repeat(node.func, node.name, args, kwargs, work)
 
-    return _evaluate(ref, step, work)
+    return evaluate(ref, step, work)
 
 
 def _without_scores(node: Node, args: Any, kwargs: Any) -> Tensor:
@@ -61,8 +61,25 @@ def _without_scores(node: Node, args: Any, kwargs: Any) -> Tensor:
     return torch.add(plain, bias, alpha=kwargs.get("beta", 1))
 
 
-def _evaluate(ref: Ref, step: Callable[[Node, Any, Any], Any], dtype: torch.dtype) -> Tensor:
-    """Run the recorded calls that lead to ``ref`` in order; results are dropped after their last use."""
+def evaluate(
+    ref: Ref,
+    step: Callable[[Node, Any, Any], Any],
+    dtype: torch.dtype,
+    leaf: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Run the recorded calls that lead to ``ref`` in order; results are dropped after their last use.
+
+    Parameters
+    ----------
+    ref : Ref
+        What to compute.
+    step : callable
+        Does one recorded call: the node, its arguments, its keyword arguments.
+    dtype : torch.dtype
+        That of the float tensors which the calls start from.
+    leaf : callable, optional
+        What to take in their place.
+    """
     order: list[Node] = []
     uses: dict[Node, int] = {}
 
@@ -80,7 +97,9 @@ def _evaluate(ref: Ref, step: Callable[[Node, Any, Any], Any], dtype: torch.dtyp
 
     def load(item: Any) -> Any:
         if isinstance(item, Leaf):
-            return item.tensor.to(dtype) if item.tensor.is_floating_point() else item.tensor
+            if not item.tensor.is_floating_point():
+                return item.tensor
+            return item.tensor.to(dtype) if leaf is None else leaf(item.tensor)
         if isinstance(item, Ref):
             return done[item.node] if item.index is None else done[item.node][item.index]
         return item

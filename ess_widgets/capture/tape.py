@@ -188,6 +188,16 @@ class Tape:
         ref = self.ref(tensor)
         return None if ref is None else ref.node
 
+    @property
+    def active(self) -> bool:
+        """Whether a tensor that is known is alive."""
+        return bool(self._known)
+
+    def remembers(self, tensor: Tensor) -> bool:
+        """Whether a tensor is known, even if it has just been written to."""
+        entry = self._known.get(id(tensor))
+        return entry is not None and entry[0]() is tensor
+
     def any_known(self, args: Any, kwargs: Any) -> bool:
         if not self._known:
             return False
@@ -213,6 +223,11 @@ class Tape:
         node = Node(given_again, (leaf,), {}, name="exp", shape=result.shape, root=True, rounded=rounded)
         node.paired, node.scored = source.paired, source.scored
         node.soft, node.curved = source.soft, source.scored
+        self._set(result, Ref(node, None))
+
+    def given_result(self, result: Tensor) -> None:
+        """Begin with a tensor whose values will not be asked for."""
+        node = Node(given_again, (), {}, name="result", shape=result.shape, root=True)
         self._set(result, Ref(node, None))
 
     def follow(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:

@@ -80,7 +80,28 @@ class Weights(Mixer):
         return self.layout.apply(self._roles.values(self._u.tensor, self._axes.right, self._sizes), 2)
 
     def outputs(self) -> Tensor:
-        return self.layout.apply(self._roles.products(self._y.tensor, self._axes.out), 2)
+        return self.arranged(self._y.tensor)
+
+    # What is asked where this is a chunk of the queries, or one of two maps.
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        return (*self.layout.shape, self._sizes[self._roles.query])
+
+    def arranged(self, result: Tensor) -> Tensor:
+        return self.layout.apply(self._roles.products(result, self._axes.out), 2)
+
+    def value(self) -> Tensor:
+        return self._u.tensor
+
+    def key_axis(self) -> int:
+        return self._axes.right.index(self._roles.key)
+
+    def weights(self) -> Tensor:
+        return self._matrix()
+
+    def readable(self) -> Tensor:
+        return self._grouped(structure(self._ref))
 
     def rescale(self, ref: Ref, divides: bool, factor: Tensor, output: Tensor, leaves: Leaves) -> bool:
         sizes = dict(zip(self._axes.out, self._y.tensor.shape, strict=True))

@@ -353,3 +353,120 @@ def erased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def test_what_is_no_attention_is_left_alone(attend: Attend) -> None:
     with pytest.raises(CaptureError, match=r"Looked for|nowhere as a square operator"):
         capture(By(attend), tokens())
+
+
+# Results that are joined afterwards ----------------------------------------------------------------------------
+
+
+def scores_of(q: Tensor, k: Tensor, first: int = 0) -> Tensor:
+    """Causal scores of queries that begin at ``first``."""
+    n, m = q.shape[-2], k.shape[-2]
+    allowed = torch.ones(n, m, dtype=torch.bool).tril(first)
+    return (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~allowed, -math.inf)
+
+
+def maps_subtracted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Differential attention as its authors' fused version writes it: halves of the heads, then a difference."""
+    v = v[:, :2].repeat(1, 2, 1, 1)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).contiguous()
+    one, other = y.chunk(2, dim=2)
+    return (one - torch.tensor(0.3) * other).transpose(1, 2)
+
+
+def maps_subtracted_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    v = v[:, :2]
+    one = scores_of(q[:, :2], k[:, :2]).softmax(-1) @ v
+    other = scores_of(q[:, 2:], k[:, 2:]).softmax(-1) @ v
+    return one - 0.3 * other
+
+
+class Half(By):
+    """Without the output projection, which expects four heads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(*self.split(x))
+
+
+@pytest.mark.parametrize(
+    "attend", [maps_subtracted, maps_subtracted_by_hand], ids=lambda attend: attend.__name__
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_differential_attention_is_one_operator(attend: Attend, dtype: torch.dtype) -> None:
+    module = Half(attend).to(dtype)
+    cap = capture(module, tokens().to(dtype))
+    assert list(cap) == ["Half"] and not cap.skipped
+    layer = cap[0]
+    q, k, v = (t.double() for t in module.split(tokens().to(dtype)))
+    one, other = scores_of(q, k).softmax(-1).chunk(2, 1)
+    factor = float(torch.tensor(0.3)) if attend is maps_subtracted else 0.3
+    torch.testing.assert_close(layer.operator.matrix().double(), one - factor * other, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(layer.inputs.double(), v[:, :2])
+    assert layer.residual.max() < (1e-6 if dtype is torch.float32 else 1e-2)
+    assert torch.equal(layer.state_size, torch.arange(L))
+
+
+def chunked_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries in chunks against all keys."""
+    rows = [scores_of(q[:, :, s : s + 4], k, s).softmax(-1) @ v for s in range(0, L, 4)]
+    return torch.cat(rows, 2)
+
+
+def chunked_past(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries in chunks against the past, into memory made before."""
+    y = torch.zeros_like(v)
+    for s in range(0, L, 3):
+        e = min(s + 3, L)
+        y[:, :, s:e] = scores_of(q[:, :, s:e], k[:, :, :e], s).softmax(-1) @ v[:, :, :e]
+    return y
+
+
+def chunked_window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries in chunks against their own chunk and the one before, by torch's fused function."""
+    rows = []
+    for s in range(0, L, 4):
+        e, before = min(s + 4, L), max(0, s - 4)
+        mask = torch.ones(e - s, e - before, dtype=torch.bool).tril(s - before)
+        keys, values = k[:, :, before:e], v[:, :, before:e]
+        rows.append(F.scaled_dot_product_attention(q[:, :, s:e], keys, values, attn_mask=mask))
+    return torch.cat(rows, 2)
+
+
+def chunked_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Chunks that read themselves alone."""
+    parts = zip(*(t.split(4, 2) for t in (q, k, v)), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*part, is_causal=True) for part in parts], 2)
+
+
+BLOCK = torch.arange(L) // 4
+CHUNKED: dict[Attend, Tensor] = {
+    chunked_by_hand: past(),
+    chunked_past: past(),
+    chunked_window: past() & (BLOCK[:, None] - BLOCK <= 1),
+    chunked_blocks: past() & (BLOCK[:, None] == BLOCK),
+}
+
+
+@pytest.mark.parametrize("attend", CHUNKED, ids=lambda attend: attend.__name__)
+def test_chunks_of_queries_are_one_operator(attend: Attend) -> None:
+    module = By(attend)
+    cap = capture(module, tokens())
+    assert list(cap) == ["By"] and not cap.skipped
+    layer, (q, k, v) = cap[0], module.split(tokens())
+    expected = dense(q, k, lambda s: s, CHUNKED[attend])
+    torch.testing.assert_close(layer.operator.matrix().double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(layer.inputs, v)
+    assert layer.residual.max() < 1e-6
+    allowed = CHUNKED[attend]
+    assert layer.state_size.tolist() == [int(allowed[i:, :i].any(0).sum()) for i in range(L)]
+
+
+def test_steps_of_a_generation_are_reported_in_one_line() -> None:
+    def generates(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        F.scaled_dot_product_attention(q[:, :, :5], k[:, :, :5], v[:, :, :5], is_causal=True)
+        for i in range(5, L):
+            F.scaled_dot_product_attention(q[:, :, i : i + 1], k[:, :, : i + 1], v[:, :, : i + 1])
+        return v
+
+    cap = capture(By(generates), tokens())
+    assert list(cap) == ["By"] and cap[0].operator.shape[-1] == 5
+    assert cap.skipped == {"By": "6 times, 1 queries read 6 to 11 keys"}
