@@ -119,7 +119,8 @@ def _at(module: nn.Module, arguments: Arguments, options: Options, name: str) ->
     args, kwargs = arguments.own()
     known: dict[int, Tensor] = {}
     args, kwargs = _cloned(args, known), _cloned(kwargs, known)
-    result = _run(replica, args, kwargs, name)
+    # (On copies: the module may write to what it is given.)
+    result = _run(replica, _cloned(args, {}), _cloned(kwargs, {}), name)
     stated = padding.stated(arguments.by_name(), arguments.accepts)
     mixer = linearise(replica.model, args, kwargs, result, options, name, stated)
     if mixer.future(mixer.own_tokens) is not None:

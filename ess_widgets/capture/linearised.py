@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ess_widgets.capture import calls
+from ess_widgets.capture.copier import Copier
 from ess_widgets.capture.differentiate import directional, jacobian_rows
 from ess_widgets.capture.directions import Directions
 from ess_widgets.capture.errors import CaptureError, NotCausalError
@@ -357,7 +358,6 @@ class _Function:
         if self._is_wide:
             widen(self._replica)
         self._program = program
-        self._convert: Callable[[Any], Any] = (lambda t: cast(_plain(t))) if self._is_wide else _plain
         self._weights = dict(self._replica.storages())
         self.u = u.to(dtype)
         self.largest = 0
@@ -366,9 +366,21 @@ class _Function:
         fresh = replicate(self._replica.model).model
         rerun = Rerun(self._is_wide, Guard(self._weights, Leaves(self._weights), self._replica.is_original))
         with rerun:
-            y = self._program(fresh, u, self._convert)
+            y = self._program(fresh, u, self._prepared)
         self.largest = max(self.largest, rerun.largest)
         return y
+
+    def _prepared(self, tree: Any) -> Any:
+        """Arguments other than ``u``, for one run."""
+        tree = map_tree(_plain(tree), _copied)
+        return cast(tree) if self._is_wide else tree
+
+
+def _copied(value: Any) -> Any:
+    """For one run, which may write to what it is given, a tensor or a cache."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return Copier(lambda module: module, lambda parameter: parameter).value(value)
 
 
 def _groups(directions: Directions) -> int:
