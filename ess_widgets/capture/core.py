@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ess_widgets.capture import session
 from ess_widgets.capture.errors import CaptureError, UnknownLayerError
+from ess_widgets.capture.explain import nothing_found
 from ess_widgets.capture.mixer import Mixer
 from ess_widgets.capture.mode import Found
 from ess_widgets.capture.names import Selector, closest
@@ -143,9 +145,7 @@ class Capture(Mapping[str, LayerCapture]):
         return "\n".join(lines)
 
 
-def capture(
-    model: nn.Module, *args: Any, layers: Any = None, jacobian: Any = None, **kwargs: Any
-) -> Capture:
+def capture(model: nn.Module, *args: Any, layers: Any = None, jacobian: Any = None, **kwargs: Any) -> Capture:
     """Run ``model(*args, **kwargs)`` once and capture every layer that mixes tokens by softmax attention.
 
     Attention is found by the calls the model makes, not by its class: ``scaled_dot_product_attention``,
@@ -226,6 +226,10 @@ def run(
     keep_output : bool
         Whether ``Capture.output`` keeps what the model returned.
     """
+    called: Any = model
+    while isinstance(called, functools.partial):
+        args, kwargs, called = (*called.args, *args), {**called.keywords, **kwargs}, called.func
+    model = called
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but is {type(model).__name__}.")
     selector = Selector(layers)
@@ -240,7 +244,7 @@ def run(
     )
     names = [found.name for found in outcome.found]
     if not names:
-        raise CaptureError(session.nothing_found(model, outcome))
+        raise CaptureError(nothing_found(model, outcome.seen))
     chosen = {found.name for found in outcome.found if found.asked}
     chosen.update(selector.select(names))
     skipped = dict(outcome.skipped)

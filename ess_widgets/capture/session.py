@@ -21,7 +21,7 @@ from ess_widgets.capture.quiet import Quiet, quietly
 from ess_widgets.capture.replica import Replica, Uncopyable, has_storage, replicate, unwrap
 from ess_widgets.capture.targets import Targets, Watch
 
-__all__ = ["Outcome", "check_causal", "nothing_found", "run"]
+__all__ = ["Outcome", "check_causal", "run"]
 
 
 @dataclass
@@ -63,23 +63,6 @@ def check_causal(found: Found, names: list[str]) -> None:
     raise NotCausalError(
         f"layer {found.name!r} is not causal: {found.future}. Effective state-size needs outputs that read the past "
         f"alone; an encoder has none. Pass the model its causal mask if it should have one.{others}"
-    )
-
-
-def nothing_found(model: nn.Module, outcome: Outcome) -> str:
-    """Why there is nothing to look at."""
-    calls_seen = ", ".join(f"{count} x {name}" for name, count in outcome.seen.calls.items())
-    if outcome.skipped:
-        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in list(outcome.skipped.items())[:5])
-        return (
-            f"{type(model).__name__} mixes tokens, but nowhere as a square operator: {reasons}. Run the full sequence "
-            "in one call, without a key-value cache; cross-attention cannot be captured."
-        )
-    return (
-        f"{type(model).__name__} shows no softmax attention in this run. Looked for scaled_dot_product_attention, "
-        "multi_head_attention_forward (nn.MultiheadAttention), and a softmax whose result is multiplied with values; "
-        f"saw {calls_seen or 'none of them'}. Attention inside a fused kernel or TorchScript cannot be seen: choose "
-        "the model's eager or sdpa implementation."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from collections.abc import Mapping
@@ -149,12 +150,43 @@ def test_no_module() -> None:
         ew.capture(lambda x: x, tokens())  # type: ignore[arg-type]
 
 
+class Pool(nn.Module):
+    """Mixes, in a way that nothing recognises."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cummax(1).values
+
+
 def test_nothing_to_capture() -> None:
-    with pytest.raises(
-        CaptureError, match=r"no softmax attention in this run.*scaled_dot_product_attention"
-    ) as error:
-        ew.capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4))
-    assert "none of them" in str(error.value)
+    with pytest.raises(CaptureError) as error:
+        ew.capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Pool()), torch.randn(2, 5, 4))
+    message = str(error.value)
+    assert message.startswith("Sequential shows nothing in this run that mixes a sequence")
+    for looked_for in ("scaled_dot_product_attention", "selective_scan_fn", "nn.LSTM", "convolutions"):
+        assert looked_for in message
+    assert "saw none of them. The modules: 1 x Pool, 1 x Sequential, 1 x Linear, 1 x ReLU." in message
+    assert "To teach capture a mixer of your own: ess_widgets.register." in message
+
+
+def test_nothing_square_to_capture() -> None:
+    class Cross(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            for _ in range(12):
+                x = F.scaled_dot_product_attention(x, y, y)
+            return x
+
+    with pytest.raises(CaptureError) as error:
+        ew.capture(Cross(), torch.randn(1, 2, 3, 4), torch.randn(1, 2, 5, 4))
+    assert "'Cross'" in str(error.value) and "3 queries read 5 keys" in str(error.value)
+    assert "ess_widgets.register" in str(error.value)
+
+
+def test_a_partial_of_a_model(model: TinyLM) -> None:
+    cap = ew.capture(functools.partial(functools.partial(model, ids=tokens())), layers=0)  # type: ignore[arg-type]
+    assert list(cap) == NAMES[:1]
+    assert len(ew.capture(functools.partial(model), tokens())) == 4  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="but is function"):
+        ew.capture(functools.partial(lambda x: x, 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("where", ["weights", "input"])
