@@ -81,4 +81,4 @@ def _holds(module: nn.Module, where: int, pointer: int) -> bool:
 
 def _empty(x: Tensor, front: int, cuts: Cuts) -> bool:
     """Whether what stands before the sequence does not depend on it: zeros, or what zeros became."""
-    return cuts.first_kept(x) == front or not bool(x[..., :front].any())
+    return cuts.in_front(x) == front or not bool(x[..., :front].any())

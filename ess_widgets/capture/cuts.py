@@ -24,7 +24,7 @@ _POINTWISE = frozenset(_POINTWISE_NAMES.split())
 
 @dataclass
 class _Part:
-    """Positions ``first ..`` of a longer result, along ``dim``."""
+    """A longer result, along ``dim`` from ``first`` on, where position 0 is the first of the sequence."""
 
     reference: weakref.ref[Tensor]
     first: int
@@ -43,9 +43,12 @@ class Cuts:
     def active(self) -> bool:
         return bool(self._parts)
 
-    def add(self, result: Tensor, dim: int, length: int, decide: Callable[[int], None]) -> None:
-        """Call ``decide`` with the first position that is kept, once ``result`` is cut to ``length`` along ``dim``."""
-        self._set(result, 0, dim % result.ndim, length, decide)
+    def add(self, result: Tensor, dim: int, length: int, start: int, decide: Callable[[int], None]) -> None:
+        """Call ``decide`` with the first position that is kept, once ``result`` is cut to ``length`` along ``dim``.
+
+        What stands before ``start`` in ``result`` does not depend on the sequence.
+        """
+        self._set(result, -start, dim % result.ndim, length, lambda first: decide(first + start))
 
     def forget(self) -> None:
         self._parts.clear()
@@ -99,10 +102,10 @@ class Cuts:
         reference = weakref.ref(tensor, gone)
         self._parts[key] = _Part(reference, first, dim, length, decide)
 
-    def first_kept(self, tensor: Tensor) -> int | None:
-        """The position at which a followed tensor begins, if that is known."""
+    def in_front(self, tensor: Tensor) -> int | None:
+        """How many positions of a followed tensor stand before the sequence and do not depend on it."""
         part = self._parts.get(id(tensor))
-        return None if part is None or part.reference() is not tensor else part.first
+        return None if part is None or part.reference() is not tensor else -part.first
 
 
 def _along(view: Tensor, stride: int) -> Iterator[int]:

@@ -428,7 +428,7 @@ class CaptureMode(TorchFunctionMode):
                 self.seen.skipped[name] = future_steps(-window.delay)
 
         if result.shape[dim] > length:
-            self._cuts.add(result, dim, length, decide)
+            self._cuts.add(result, dim, length, window.start, decide)
 
     def _owner(self, weight: Tensor) -> str | None:
         return owner(weight, self._tracker.frames) if self._is_weight(weight) else None
@@ -474,7 +474,9 @@ class CaptureMode(TorchFunctionMode):
                     f"layer {self._tracker.path_of(call.module, what)!r}: {failed}"
                 ) from failed
             if isinstance(reading, tuple) and len(self.found) > before:
-                reading = tuple(part for part in reading if part.family != "convolution")  # it was seen itself
+                reading = tuple(
+                    part for part in reading if part.family != "convolution"
+                )  # it was seen itself
             self._read(what, reading)
 
     def _function_begins(self, name: str, arguments: dict[str, Any], again: Callable[..., Any]) -> Any:
@@ -582,7 +584,10 @@ class CaptureMode(TorchFunctionMode):
         if not calls_:
             self.seen.skipped.pop(path, None)
             return
-        told = [str(a) if a == b else f"{a} to {b}" for a, b in ((min(n), max(n)) for n in zip(*calls_, strict=True))]
+        told = [
+            str(a) if a == b else f"{a} to {b}"
+            for a, b in ((min(n), max(n)) for n in zip(*calls_, strict=True))
+        ]
         times = f"{len(calls_)} times, " if len(calls_) > 1 else ""
         self.seen.skipped[path] = f"{times}{told[0]} queries read {told[1]} keys"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +66,7 @@ class MimoConvolution(Operator):
     """
 
     splittable = True
+    kernel: Tensor
 
     def __init__(self, kernel: Any, length: int, *, valid: Any = None) -> None:
         kernel = as_tensor(kernel, "kernel")
@@ -82,7 +84,7 @@ class MimoConvolution(Operator):
             kernel = kernel.to(torch.float32)
         lead = kernel.shape[:-3]
         if valid is not None:
-            lead = torch.broadcast_shapes(lead, as_tensor(valid, "valid").shape[:-1])
+            lead = torch.Size(np.broadcast_shapes(lead, as_tensor(valid, "valid").shape[:-1]))
         self.valid = broadcast_valid(valid, torch.Size([*lead, length]), kernel.device)
         self.kernel = kernel.expand(*lead, *kernel.shape[-3:])
         self.block = max(kernel.shape[-2:])
@@ -113,7 +115,7 @@ class MimoConvolution(Operator):
         """``T @ u`` for ``u`` of shape ``(..., d*L, width)``, tap by tap, without the matrix."""
         L, d = self._length, self.block
         out, into = self.kernel.shape[-2:]
-        parts = u.unflatten(-2, (L, d))[..., :into, :]
+        parts = u.reshape(*u.shape[:-2], L, d, u.shape[-1])[..., :into, :]
         if self.valid is not None:
             parts = torch.where(self.valid[..., None, None], parts, 0)
         kernel = self.kernel.to(torch.promote_types(u.dtype, self.dtype))

@@ -52,6 +52,7 @@ class VaryingConvolution(Operator):
     """
 
     splittable = True
+    kernel: Tensor
 
     def __init__(self, kernel: Any, *, valid: Any = None) -> None:
         kernel = as_tensor(kernel, "kernel")

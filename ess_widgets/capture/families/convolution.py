@@ -345,20 +345,20 @@ def _dynamic_convolution(call: ModuleCall) -> Reading | str:
     }
 
     def kernel(t: Mapping[str, Any]) -> Tensor:
-        static = t["weight"].float().T.reshape(heads, channels // heads, 1, taps)
-        moving = t["made"].float().reshape(batch, L, heads, taps).movedim(1, 2).unsqueeze(2)
+        static: Tensor = t["weight"].float().T.reshape(heads, channels // heads, 1, taps)
+        moving: Tensor = t["made"].float().reshape(batch, L, heads, taps).movedim(1, 2).unsqueeze(2)
         return (static + moving).reshape(batch, channels, L, taps)
 
     def operator(t: Mapping[str, Any], valid: Tensor | None) -> Operator:
         return VaryingConvolution(kernel(t), valid=valid)
 
     def inputs(t: Mapping[str, Any]) -> Tensor:
-        u = t["u"] if t["mask"] is None else t["u"] * t["mask"].unsqueeze(-1).to(t["u"].dtype)
+        u: Tensor = t["u"] if t["mask"] is None else t["u"] * t["mask"].unsqueeze(-1).to(t["u"].dtype)
         return u.mT.unsqueeze(-1)
 
     def outputs(t: Mapping[str, Any]) -> Tensor:
         scale, u = (2 * taps + 1) ** -0.5, t["u"].float()
-        windows = F.pad(inputs(t).squeeze(-1).float(), (taps - 1, 0)).unfold(-1, taps, 1).flip(-1)
+        windows: Tensor = F.pad(inputs(t).squeeze(-1).float(), (taps - 1, 0)).unfold(-1, taps, 1).flip(-1)
         mixed = (windows * kernel(t)).sum(-1)
         return without(t["y"].mT, mixed * scale, u.mT * scale, None).div(scale).unsqueeze(-1)
 
