@@ -12,6 +12,7 @@ from ess_widgets.capture.families import (
     delta_rule,
     lightning,
     linear_attention,
+    mamba_ssm,
     mlstm,
     recurrent,
     rg_lru,
@@ -32,6 +33,7 @@ _FAMILIES = (
     mlstm,
     lightning,
     rg_lru,
+    mamba_ssm,
 )
 
 FUNCTIONS: dict[str, Recogniser] = {
