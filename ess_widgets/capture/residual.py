@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ess_widgets.operators import Deferred, Operator
+from ess_widgets.operators import Deferred, MimoConvolution, Operator
 
 __all__ = ["residual"]
 
@@ -43,6 +43,8 @@ def residual(operator: Operator, inputs: Tensor, outputs: Tensor, valid: Tensor 
     batch, groups, L, _ = outputs.shape
     if valid is not None and operator.block > 1:
         valid = valid.repeat_interleave(operator.block, -1)
+    if isinstance(operator, MimoConvolution) and L * L > _CHUNK:
+        return _applied(operator, inputs, outputs, valid)
     whole = isinstance(operator, Deferred) or batch * groups * L * L <= _CHUNK
     if whole:
         T = operator.matrix()
@@ -60,6 +62,16 @@ def residual(operator: Operator, inputs: Tensor, outputs: Tensor, valid: Tensor 
             parts.append(_relative(operator[b, part].matrix(), inputs[b, part], outputs[b, part], own))
         rows.append(torch.cat(parts))
     return torch.stack(rows)
+
+
+def _applied(operator: MimoConvolution, inputs: Tensor, outputs: Tensor, valid: Tensor | None) -> Tensor:
+    """The same for channels that are too many for a matrix."""
+    wide = torch.float32 if outputs.device.type == "mps" else torch.float64
+    mixed, target = operator.apply(inputs.to(wide)), outputs.to(wide)
+    if valid is not None:
+        target = torch.where(valid[:, None, :, None], target, 0)
+    error = torch.linalg.vector_norm(mixed - target, dim=(-2, -1))
+    return torch.where(error == 0, error, error / torch.linalg.vector_norm(target, dim=(-2, -1)))
 
 
 def _relative(T: Tensor, u: Tensor, y: Tensor, own: Tensor | None) -> Tensor:
