@@ -1,4 +1,4 @@
-"""Finds the convolutions that run along a model's sequence, among all of its calls of ``conv1d``."""
+"""Finds the convolutions that run along a model's sequence, among its calls of ``conv1d`` and its transforms."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from ess_widgets.capture import calls
 from ess_widgets.capture.cuts import Cuts
 from ess_widgets.capture.families.convolution import Conv1d, Window, read_conv1d
+from ess_widgets.capture.families.fft_convolution import FourierConvolution
 from ess_widgets.capture.names import Frame
 from ess_widgets.capture.reading import Reading
 from ess_widgets.capture.sequences import Sequences
 
-__all__ = ["find_conv1d", "owner"]
+__all__ = ["find_conv1d", "find_fourier", "owner"]
 
 
 def find_conv1d(
@@ -56,6 +57,29 @@ def find_conv1d(
         if stated:
             reasons.append(reason)
     return reasons[0] if reasons else None
+
+
+def find_fourier(
+    call: FourierConvolution,
+    *,
+    sequences: Sequences,
+    frames: Sequence[Frame],
+    batch: Callable[[int], int | None],
+) -> tuple[Reading, Window] | str | None:
+    """Read a product of spectra that is transformed back; returns as :func:`find_conv1d`."""
+    if call.positions is None:
+        return None
+    for behind, stated in sequences.leading(call.positions, 0, call.positions // 2, frames):
+        length = call.positions - behind
+        if length < 2 or (behind and not call.empty_behind(length)):
+            continue
+        reason = call.why_not(length)
+        if reason is None:
+            window = Window(0)
+            return call.read(length, batch(length), window), window
+        if stated:
+            return reason
+    return None
 
 
 def owner(weight: Tensor, frames: Sequence[Frame]) -> str | None:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ess_widgets.capture import calls, dot_product, flex, multihead, padding, registry
-from ess_widgets.capture.convolutions import find_conv1d, owner
+from ess_widgets.capture.convolutions import find_conv1d, find_fourier, owner
 from ess_widgets.capture.cuts import Cuts
 from ess_widgets.capture.dot_product import DotProduct
 from ess_widgets.capture.errors import Cancelled, CaptureError
 from ess_widgets.capture.families import MODULES, OPEN
 from ess_widgets.capture.families.convolution import Window, future_steps
+from ess_widgets.capture.families.fft_convolution import FourierConvolution
 from ess_widgets.capture.flex import Flex, Mods
 from ess_widgets.capture.functions import FunctionWatcher, Transparent
 from ess_widgets.capture.guard import Guard
@@ -32,6 +33,7 @@ from ess_widgets.capture.reading import Call, Constructed, ModuleCall, ModuleRec
 from ess_widgets.capture.recognise import mixes, recogniser, sounds_known
 from ess_widgets.capture.rescaled import RowWatcher
 from ess_widgets.capture.sequences import Sequences
+from ess_widgets.capture.spectra import Product, Spectra
 from ess_widgets.capture.tape import Leaf, Leaves, Ref, Tape, map_tree
 from ess_widgets.capture.weights import Weights, is_causal, is_distribution
 
@@ -129,6 +131,7 @@ class CaptureMode(TorchFunctionMode):
         self._joins = Joins(self._leaves)
         self._rectangles: dict[str, list[tuple[int, int]]] = {}
         self._sequences, self._cuts = Sequences(inputs), Cuts()
+        self._spectra = Spectra(self.keep, self._fourier)
         self._inferred: dict[tuple[int, int], Tensor | None] = {}
         self.functions = FunctionWatcher(sounds_known, self._function_begins, self._function_ends)
         self._exclusive = 0
@@ -173,6 +176,7 @@ class CaptureMode(TorchFunctionMode):
         self._mods.forget()
         self._joins.forget()
         self._cuts.forget()
+        self._spectra.forget()
         for found in self.found:
             if found.mixer is not None:
                 found.mixer.settle()
@@ -202,6 +206,8 @@ class CaptureMode(TorchFunctionMode):
             self._splits.see(name, args, kwargs, result)
         if self._cuts.active:
             self._cuts.see(name, args, kwargs, result)
+        if self._spectra.active or name.startswith("fft_"):
+            self._spectra.see(func, name, args, kwargs, result)
         if known and self._scalings.active:
             self._scalings.see(name, args, result)
         if self._joins.active:
@@ -406,6 +412,15 @@ class CaptureMode(TorchFunctionMode):
             weight = kwargs["weight"] if "weight" in kwargs else args[1]
             self._convolved(reading, self._owner(weight), result, -1)
         return result
+
+    def _fourier(self, product: Product, name: str, given: dict[str, Any], result: Tensor) -> None:
+        """A product of spectra was transformed back."""
+        call = FourierConvolution(product, name, given, result, self._is_weight)
+        reading = find_fourier(
+            call, sequences=self._sequences, frames=self._tracker.frames, batch=self._batch
+        )
+        if reading is not None:
+            self._convolved(reading, None, result, call.dim)
 
     def _convolved(
         self, reading: tuple[Reading, Window] | str, path: str | None, result: Tensor, dim: int
@@ -622,6 +637,8 @@ class CaptureMode(TorchFunctionMode):
                 return None if bool(mask.all()) else mask
         key = (batch, length)
         if key not in self._inferred:
+            if isinstance(mixer, Constructed):
+                return None  # it has no mask to tell; attention that follows may have one
             self._inferred[key] = self._infer(mixer)
         return self._inferred[key]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ess_widgets.capture.families import (
     convolution,
     delta_rule,
+    fft_convolution,
     lightning,
     linear_attention,
     mamba_ssm,
@@ -25,6 +26,7 @@ __all__ = ["FUNCTIONS", "MODULES", "OPEN", "PREFIXES"]
 
 _FAMILIES = (
     convolution,
+    fft_convolution,
     selective_ssm,
     recurrent,
     linear_attention,
