@@ -93,6 +93,12 @@ class Analysis:
             for name in self.layers
         ]
 
+    @property
+    def noun(self) -> str:
+        """What the layers' groups are, in the plural."""
+        nouns = {self.captured[name].group for name in self.layers}
+        return f"{nouns.pop()}s" if len(nouns) == 1 else "operators"
+
     def _all_shown(self, layer: str) -> bool:
         return self.heads[layer] == self.captured[layer].operator.shape[-3]
 

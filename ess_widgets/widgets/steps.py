@@ -149,7 +149,7 @@ class Steps:
             tokens=indexed(length) if tokens is None else tokens,
             layers=analysis.layer_data(),
             grid_data=self._grid.data(explorer.measure.data()),
-            status=_status("computing", "Computing the other heads", 0.0),
+            status=_status("computing", f"Computing the other {analysis.noun}", 0.0),
             **self._head_traits(analysis, layer, head),
         )
         return True
@@ -272,10 +272,10 @@ class Steps:
         if progress is None:
             took = time.perf_counter() - self._started
             status = _status(
-                "ready", f"Up to date: model {self._seconds:.2f} s, {heads} heads in {took:.1f} s"
+                "ready", f"Up to date: model {self._seconds:.2f} s, {heads} {analysis.noun} in {took:.1f} s"
             )
         else:
-            status = _status("computing", f"{int(progress * heads)} of {heads} heads", progress)
+            status = _status("computing", f"{int(progress * heads)} of {heads} {analysis.noun}", progress)
         if self._error is not None:
             status = self._explorer.status
         self._explorer._publish(

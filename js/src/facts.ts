@@ -55,13 +55,17 @@ export function shortNames(layers: readonly Layer[]): string[] {
   return paths.map((path) => path.slice(head, path.length - tail).join("."));
 }
 
-/** The shortest labels that tell layers apart: their first number where all differ in it, else `shortNames`. */
+/**
+ * The shortest labels that tell layers apart: their first number where all differ in it, with the last part of the
+ * name where a block has several, else `shortNames`.
+ */
 export function rowLabels(layers: readonly Layer[]): string[] {
   const names = shortNames(layers);
   const numbers = names.map((name) => /^\d+(?=\.|$)/.exec(name)?.[0]);
-  return new Set(numbers).size === names.length && !numbers.includes(undefined)
-    ? (numbers as string[])
-    : names;
+  if (numbers.includes(undefined)) return names;
+  const parts = names.map((name, k) => `${numbers[k]} ${name.split(".").slice(1).pop() ?? ""}`.trim());
+  const candidates = [numbers as string[], parts];
+  return candidates.find((labels) => new Set(labels).size === names.length) ?? names;
 }
 
 /** The layer that reproduces its output worst, measured against what its dtype explains. */

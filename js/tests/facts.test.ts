@@ -1,5 +1,14 @@
 import { expect, test } from "vitest";
-import { doubt, rowLabels, shortNames, spanFacts, strongest, worstLayer } from "../src/facts";
+import {
+  doubt,
+  groupName,
+  otherGroups,
+  rowLabels,
+  shortNames,
+  spanFacts,
+  strongest,
+  worstLayer,
+} from "../src/facts";
 import type { Layer } from "../src/state";
 import { counted, quoted, ratio, shorten } from "../src/wording";
 import { layers, smallState } from "./data";
@@ -25,7 +34,25 @@ test("layers are called by what tells them apart", () => {
 test("row labels are numbers where these are enough", () => {
   expect(rowLabels(named("l.0.mamba", "l.1.attn", "l.2.mamba"))).toEqual(["0", "1", "2"]);
   expect(rowLabels(named("l.0.mamba", "l.0.conv"))).toEqual(["mamba", "conv"]);
-  expect(rowLabels(named("l.0.mamba", "l.0.conv", "l.1.mamba"))).toEqual(["0.mamba", "0.conv", "1.mamba"]);
+  expect(rowLabels(named("l.0.mamba", "l.0.conv", "l.1.mamba"))).toEqual(["0 mamba", "0 conv", "1 mamba"]);
+  expect(rowLabels(named("h.0.mixer", "h.0.mixer.conv1d", "h.1.mixer"))).toEqual([
+    "0 mixer",
+    "0 conv1d",
+    "1 mixer",
+  ]);
+  const twins = named("h.0.a.q", "h.0.b.q", "h.1.a.q");
+  expect(rowLabels(twins)).toEqual(["0.a", "0.b", "1.a"]);
+});
+
+test("groups are called by what they are, and by their number among all", () => {
+  const [layer] = layers as [Layer, Layer];
+  expect(groupName(undefined, 3)).toBe("head 3");
+  expect(groupName(layer, 1)).toBe("head 1");
+  const channels = { ...layer, group: "channel", groups: [0, 48, 96], of: 1536 };
+  expect(groupName(channels, 1)).toBe("channel 48");
+  expect(otherGroups(channels, 3)).toBe("2 others of 1,536 channels");
+  expect(otherGroups(undefined, 2)).toBe("the other head");
+  expect(otherGroups({ ...layer, group: "channel" }, 5)).toBe("the other 4 channels");
 });
 
 test("the worst layer is the one furthest above what its dtype explains", () => {

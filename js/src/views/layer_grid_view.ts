@@ -2,7 +2,7 @@
 import { disposer, el, listen, setHidden, setText } from "../dom";
 import { doubt, groupName, layerIndex, rowLabels } from "../facts";
 import { formatEss, formatNumber, formatTolerance } from "../format";
-import { displayLabel } from "../labels";
+import { displayLabel, fitText } from "../labels";
 import { colourAt, gradient, ramp } from "../ramp";
 import type { GridData, Layer, State } from "../state";
 import type { Store } from "../store";
@@ -23,6 +23,7 @@ interface Plot {
 
 const gutter = { top: 2, bottom: 28 };
 const largest = 28;
+const widestLabel = 72;
 
 /** What the columns are, if they are the same everywhere. */
 function groupNoun(layers: readonly Layer[]): string {
@@ -100,9 +101,11 @@ export function layerGridView(root: HTMLElement, store: Store): () => void {
 
   const layout = () => {
     const [rows, columns] = dimensions(store.state);
-    const names = rowLabels(store.state.layers).map((name) => shorten(displayLabel(name), 12));
+    const names = rowLabels(store.state.layers).map((name) =>
+      fitText(displayLabel(name), widestLabel, (text) => measureWidth(text, 10)),
+    );
     const labels = rows === names.length ? names : Array.from({ length: rows }, (_, k) => String(k));
-    const widest = Math.min(72, Math.max(14, ...labels.map((label) => measureWidth(label, 10))));
+    const widest = Math.max(14, ...labels.map((label) => measureWidth(label, 10)));
     doubtful = store.state.layers.some((layer) => doubt(layer) > 1);
     const left = Math.ceil(widest) + (doubtful ? 18 : 6);
     const width = Math.min(Math.max(0, area.clientWidth - left - 2), columns * largest);
