@@ -40,8 +40,8 @@ test("row labels are numbers where these are enough", () => {
     "0 conv1d",
     "1 mixer",
   ]);
-  const twins = named("h.0.a.q", "h.0.b.q", "h.1.a.q");
-  expect(rowLabels(twins)).toEqual(["0.a", "0.b", "1.a"]);
+  const twins = named("h.0.a.q", "h.0.b.q", "h.1.a.p");
+  expect(rowLabels(twins)).toEqual(["0.a.q", "0.b.q", "1.a.p"]);
 });
 
 test("groups are called by what they are, and by their number among all", () => {
