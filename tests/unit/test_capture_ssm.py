@@ -392,7 +392,7 @@ def test_a_model_that_computes_something_else_is_noticed(
 ) -> None:
     """What is read from the module is not what it ran with: 1 % more of one weight."""
     model, x = kind(how=how), torch.randn(B, L, 8)
-    for name in ("_s6_readings", "_ssd_readings"):
+    for name in ("s6_readings", "ssd_readings"):
         right = getattr(mamba_ssm, name)
         monkeypatch.setattr(
             mamba_ssm, name, lambda kept, right=right: right({**kept, weight: 1.01 * kept[weight]})
