@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ess_widgets as ew
-from tests.benchmarks import baseline, checks, explorer, growth, inputs, large, metrics
+from tests.benchmarks import baseline, capture, checks, explorer, growth, inputs, large, metrics
 from tests.benchmarks.cases import DEMANDED, FURTHER, Case
 
 CPU = torch.device("cpu")
@@ -231,3 +231,36 @@ def test_the_explorer(small_model: tuple[nn.Module, Any]) -> None:
     assert "entropy, 16 heads of 30 tokens" in explorer.page(
         "# Heading", explorer.name(small_model[0]), grids
     )
+
+
+@pytest.mark.parametrize("implementation", capture.IMPLEMENTATIONS)
+def test_what_a_capture_costs(small_model: tuple[nn.Module, Any], implementation: str) -> None:
+    model, tokenizer = small_model
+    threads = torch.get_num_threads()
+    found = capture.cost(model, capture.tokens(tokenizer, 64), implementation, threads=1, repeat=3)
+    assert torch.get_num_threads() == threads
+    assert found.length == 64 and found.layers > 1 and found.residual <= capture.RESIDUAL
+    assert len(found.plain) == len(found.captured_cpu) == 3
+    assert "**above**" in str(replace(found, captured=[2 * s for s in found.plain]))
+    assert "**above**" not in str(replace(found, captured=[1.2 * s for s in found.plain]))
+    assert not capture.right([replace(found, residual=1e-4)], [])
+
+
+def test_what_a_capture_keeps(small_model: tuple[nn.Module, Any]) -> None:
+    model, tokenizer = small_model
+    sizes = [capture.memory("eager", 32, "small")]
+    found = capture.measured(model, capture.tokens(tokenizer, 32), "eager")
+    assert (found["own"], found["kept"]) == (sizes[0].own, sizes[0].kept)
+    found = capture.measured(model, capture.tokens(tokenizer, 128), "eager")
+    sizes.append(capture.Memory("eager", 128, **found))
+    assert capture.right([], sizes) and capture.growth(sizes) == pytest.approx(1, abs=0.1)
+    text = capture.page("# Heading", capture.name(model), [], sizes)
+    assert "eager, 128 tokens" in text and "power of the length: eager: 1.0" in text
+    assert not capture.right([], [sizes[0], replace(sizes[1], kept=16 * sizes[0].kept)])
+
+
+def test_the_page_of_captures(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    options = ["--tokens=48", "--threads=1", "--repeat=1", "--lengths", f"--output={page}"]
+    assert capture.main(["--model=small", *options]) == 0
+    assert "eager, 4 layers, 48 tokens | 1 |" in page.read_text(encoding="utf-8")
