@@ -37,7 +37,13 @@ def find_conv1d(
         None for other convolutions, and those of a single tap.
     """
     call = Conv1d.of(args, kwargs)
-    if call is None or call.weight.ndim != 3 or call.weight.shape[-1] == 1 or 0 in result.shape:
+    if (
+        call is None
+        or result.is_complex()
+        or call.weight.ndim != 3
+        or call.weight.shape[-1] == 1
+        or 0 in result.shape
+    ):
         return None
     positions, channels = call.x.shape[-1], call.x.shape[-2]
     reasons: list[str] = []

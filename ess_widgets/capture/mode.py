@@ -492,6 +492,8 @@ class CaptureMode(TorchFunctionMode):
                 reading = tuple(
                     part for part in reading if part.family != "convolution"
                 )  # it was seen itself
+            if isinstance(reading, Reading) and reading.family == "convolution":
+                del self.found[before:]  # the same without its gates
             self._read(what, reading)
 
     def _function_begins(self, name: str, arguments: dict[str, Any], again: Callable[..., Any]) -> Any:

@@ -268,7 +268,7 @@ def _is_glob(item: str) -> bool:
 
 def _is_plain_leaf(module: nn.Module) -> bool:
     """Torch's own linear maps, norms and activations: nothing happens in them that needs a name."""
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, nn.RNNBase | nn.Conv1d):
         return False
     return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
 

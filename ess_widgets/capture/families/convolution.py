@@ -24,6 +24,8 @@ __all__ = ["FUNCTIONS", "MODULES", "OPEN", "Conv1d", "Window", "future_steps", "
 
 # Beyond this ratio of what a bias adds to what is left, subtracting it loses digits that matter in float32.
 _CANCELLATION = 8.0
+# How far a result may be from a formula that is tried on it, in half precision too.
+_SAME = 0.05
 
 
 @dataclass
@@ -32,6 +34,15 @@ class Window:
 
     start: int
     delay: int = 0
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a convolution of stride 1 is called with, beside tensors."""
+
+    padding: int
+    dilation: int
+    groups: int
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ def read_conv1d(
     if in_batch and batch is not None:  # samples side by side, as groups
         samples, more, parts = batch, 1, parts // batch
     groups = more * parts * (out if depthwise else 1)
+    form, reach = Form(call.padding, call.dilation, call.groups), call.reach
     tensors = {"y": result, "x": call.x, "weight": call.weight, "bias": call.bias, "window": window}
 
     def arrange(t: Tensor, channels: int, block: int) -> Tensor:
@@ -131,14 +143,14 @@ def read_conv1d(
     def outputs(t: Mapping[str, Any]) -> Tensor:
         at: Window = t["window"]
         y = _float(t["y"][..., at.start : at.start + length])
-        skip = _outside(call, t, front, at, length)
-        return arrange(y if skip is None else _bare(call, t, y, skip, front, at, length), out, max(out, into))
+        skip = _outside(form, t, front, at, length)
+        return arrange(y if skip is None else _bare(form, t, y, skip, front, at, length), out, max(out, into))
 
     def operator(t: Mapping[str, Any], valid: Tensor | None) -> Operator:
         weight, late = t["weight"], t["window"].delay
         weight = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
         if depthwise:
-            kernel = short_convolution(weight, length, dilation=call.dilation).kernel
+            kernel = short_convolution(weight, length, dilation=form.dilation).kernel
             kernel = F.pad(kernel, (late, 0)).reshape(samples if in_batch else 1, -1, kernel.shape[-1] + late)
             kernel = kernel.repeat(1, more, 1) if more > 1 else kernel
             return Convolution(kernel.expand(samples, -1, -1), length=length, valid=valid)
@@ -146,8 +158,8 @@ def read_conv1d(
         taps = (
             weight.reshape(*((samples,) if in_batch else ()), parts, out, into, -1).flip(-1).movedim(-1, -3)
         )
-        kernel = taps.new_zeros(*taps.shape[:-3], late + call.reach + 1, out, into)
-        kernel[..., late :: call.dilation, :, :] = taps
+        kernel = taps.new_zeros(*taps.shape[:-3], late + reach + 1, out, into)
+        kernel[..., late :: form.dilation, :, :] = taps
         kernel = kernel.repeat(more, 1, 1, 1) if more > 1 else kernel
         return MimoConvolution(kernel.expand(samples, *kernel.shape[-4:]), length, valid=valid)
 
@@ -155,18 +167,18 @@ def read_conv1d(
     return Reading("convolution", (samples, groups, length), tensors, operator, inputs, outputs, group=group)
 
 
-def _outside(call: Conv1d, t: Mapping[str, Any], front: int, at: Window, length: int) -> Tensor | None:
+def _outside(form: Form, t: Mapping[str, Any], front: int, at: Window, length: int) -> Tensor | None:
     """What a bias, and what stands before the sequence, add to the outputs."""
     bias = None if t["bias"] is None else _float(t["bias"]).unsqueeze(-1)
     before = _float(t["x"][..., :front])
     if not front or not bool(before.any()):
         return bias
     alone = F.pad(before, (0, t["x"].shape[-1] - front))
-    return _again(call, alone, t["weight"], t["bias"])[..., at.start : at.start + length]
+    return _again(form, alone, t["weight"], t["bias"])[..., at.start : at.start + length]
 
 
 def _bare(
-    call: Conv1d, t: Mapping[str, Any], y: Tensor, skip: Tensor, front: int, at: Window, length: int
+    form: Form, t: Mapping[str, Any], y: Tensor, skip: Tensor, front: int, at: Window, length: int
 ) -> Tensor:
     """The outputs without what is outside of ``T``; subtracted where that keeps the digits."""
     wide = torch.promote_types(y.dtype, torch.float32)
@@ -177,14 +189,14 @@ def _bare(
             return rest
     x = _float(t["x"]).to(y.dtype)
     x = torch.cat([torch.zeros_like(x[..., :front]), x[..., front:]], -1) if front else x
-    bare = _again(call, x, t["weight"].to(y.dtype), None)[..., at.start : at.start + length]
+    bare = _again(form, x, t["weight"].to(y.dtype), None)[..., at.start : at.start + length]
     return without(y, bare, skip, None)
 
 
-def _again(call: Conv1d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _again(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    return F.conv1d(x, weight, bias, 1, call.padding, call.dilation, call.groups)
+    return F.conv1d(x, weight, bias, 1, form.padding, form.dilation, form.groups)
 
 
 # Fused kernels ------------------------------------------------------------------------------------------------
@@ -206,7 +218,7 @@ def _fused(call: Call, x: Tensor, weight: Tensor) -> Reading | str:
     if activation not in (None, "silu", "swish"):
         return f"its activation {activation!r} is not known"
     batch, channels, L = x.shape
-    last = call.name == "causal_conv1d"  # channels are last
+    repeat, last = call.again, call.name == "causal_conv1d"  # channels are last
     tensors = {"y": call.output, "x": x, "weight": weight, "bias": call.first("bias")}
     tensors |= {"residual": call.first("residual"), "arguments": dict(call.arguments)}
 
@@ -216,7 +228,7 @@ def _fused(call: Call, x: Tensor, weight: Tensor) -> Reading | str:
 
     def outputs(t: Mapping[str, Any]) -> Tensor:
         plain = {name: None for name in ("bias", "activation", "residual") if name in t["arguments"]}
-        again = first_tensor(call.again(**{**t["arguments"], **plain}))
+        again = first_tensor(repeat(**{**t["arguments"], **plain}))
         assert again is not None
         y, bare, extra = (
             item.mT if last and item is not None else item for item in (t["y"], again, t["residual"])
@@ -274,45 +286,55 @@ def _is_gated_convolution(module: nn.Module) -> bool:
 
 
 def _gated_convolution(call: ModuleCall) -> Reading | str:
-    """``C ⊙ conv(B ⊙ x)``, with ``B, C, x`` side by side in what ``in_proj`` returned."""
+    """``C ⊙ conv(B ⊙ x)``, with ``B``, ``C`` and ``x`` side by side in what ``in_proj`` returned."""
     made, taken = call.children.get("in_proj"), call.children.get("out_proj")
     if made is None or taken is None or made.output is None or taken.input is None:
-        return "in_proj and out_proj were not called"
+        return ""
     conv: Any = call.module.conv
-    if made.output.ndim != 3 or made.output.shape[1] != taken.input.shape[1]:
-        return "in_proj and out_proj saw sequences of different lengths"
-    batch, L, _ = made.output.shape
     width = conv.in_channels
+    if made.output.ndim != 3 or taken.input.shape != (*made.output.shape[:-1], width):
+        return ""
+    batch, L, _ = made.output.shape
+    dilation = conv.dilation[0]
+    reach = (conv.kernel_size[0] - 1) * dilation
     tensors = {"y": taken.input, "BCx": made.output, "weight": conv.weight, "bias": conv.bias}
 
-    def three(t: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        B, C, x = t["BCx"].mT.chunk(3, dim=-2)
-        return B, C, x
+    def mixed(BCx: Tensor, at: int, weight: Tensor, bias: Tensor | None) -> Tensor:
+        B, C, x = _three(BCx, at)
+        return C * F.conv1d(B * x, weight, bias, 1, reach, dilation, width)[..., :L]
+
+    # Which of the three is the outer gate differs; whatever else a module does with them is not read here.
+    first, target = made.output[:1], taken.input[:1].mT.float()
+    errors = [
+        torch.linalg.vector_norm(mixed(first, at, conv.weight, conv.bias).float() - target) for at in range(3)
+    ]
+    gate = min(range(3), key=errors.__getitem__)
+    if errors[gate] > _SAME * torch.linalg.vector_norm(target):
+        return ""
 
     def operator(t: Mapping[str, Any], valid: Tensor | None) -> Operator:
-        B, C, _ = three(t)
-        return short_convolution(
-            t["weight"], L, dilation=conv.dilation[0], input_gate=B, output_gate=C, valid=valid
-        )
+        B, C, _ = _three(t["BCx"], gate)
+        return short_convolution(t["weight"], L, dilation=dilation, input_gate=B, output_gate=C, valid=valid)
 
     def outputs(t: Mapping[str, Any]) -> Tensor:
         y: Tensor = t["y"].mT
         if t["bias"] is None:
             return y.unsqueeze(-1)
-        B, C, x = three(t)
-        reach = (conv.kernel_size[0] - 1) * conv.dilation[0]
-        mixed = F.conv1d(B * x, t["weight"], None, 1, reach, conv.dilation[0], width)[..., :L]
-        return without(y, C * mixed, C * t["bias"].unsqueeze(-1), None).unsqueeze(-1)
+        _, C, _ = _three(t["BCx"], gate)
+        bare = mixed(t["BCx"], gate, t["weight"], None)
+        return without(y, bare, C * t["bias"].unsqueeze(-1), None).unsqueeze(-1)
 
-    return Reading(
-        "convolution",
-        (batch, width, L),
-        tensors,
-        operator,
-        lambda t: three(t)[2].unsqueeze(-1),
-        outputs,
-        group="channel",
-    )
+    def inputs(t: Mapping[str, Any]) -> Tensor:
+        return _three(t["BCx"], gate)[2].unsqueeze(-1)
+
+    return Reading("convolution", (batch, width, L), tensors, operator, inputs, outputs, group="channel")
+
+
+def _three(BCx: Tensor, gate: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``B``, ``C`` and ``x``, ``(batch, channels, L)``, where ``C`` stands at ``gate``."""
+    parts = list(BCx.mT.chunk(3, dim=-2))
+    outer = parts.pop(gate)
+    return parts[0], outer, parts[1]
 
 
 def _is_dynamic_convolution(module: nn.Module) -> bool:
@@ -385,6 +407,6 @@ FUNCTIONS: dict[str, Callable[[Call], Reading | str]] = {
 # What is captured inside of these is closer to the model than their results.
 OPEN = frozenset({"causal_conv1d_fn", "causal_conv1d"})
 MODULES = (
-    ModuleRecogniser(_is_gated_convolution, _gated_convolution, exclusive=True),
+    ModuleRecogniser(_is_gated_convolution, _gated_convolution),
     ModuleRecogniser(_is_dynamic_convolution, _dynamic_convolution),
 )

@@ -173,6 +173,7 @@ def _fftconv(call: Call) -> Reading | str:
     if given or call.first("output_hbl_layout"):
         return f"its option {given[0] if given else 'output_hbl_layout'} is not known"
     batch, channels, L = u.shape
+    again = call.again
     gelu = bool(call.first("gelu"))
     tensors = {"y": y, "u": u, "k": k, "D": D, "arguments": dict(call.arguments)}
 
@@ -182,7 +183,7 @@ def _fftconv(call: Call) -> Reading | str:
     def outputs(t: Mapping[str, Any]) -> Tensor:
         change = {"D": None if D is None else torch.zeros_like(D), "gelu": False}
         bare = first_tensor(
-            call.again(**{**t["arguments"], **{k: v for k, v in change.items() if k in t["arguments"]}})
+            again(**{**t["arguments"], **{k: v for k, v in change.items() if k in t["arguments"]}})
         )
         assert bare is not None
         skip = None if t["D"] is None else t["u"] * t["D"].unsqueeze(-1).to(t["u"].dtype)
