@@ -30,8 +30,8 @@ def kernel(module: str, name: str, compute: Callable[[dict[str, Any]], Any]) -> 
     """A function of this name with the parameters of ``fla.ops.<module>.<name>``; ``compute`` gets the arguments."""
     parameters = inspect.signature(fla(module, name)).parameters.values()
     text = str(inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in parameters]))
-    space: dict[str, Any] = {"compute": compute}
-    exec(f"def {name}{text}:\n    return compute(locals())", space)
+    space: dict[str, Any] = {"compute": lambda given: compute({**given, **given.pop("kwargs", {})})}
+    exec(f"def {name}{text}:\n    return compute(locals())", space)  # noqa: S102
     return space[name]  # type: ignore[no-any-return]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -147,11 +148,11 @@ def gla_like(arguments: dict[str, Any]) -> Any:
     borders = [0, q.shape[1]] if borders is None else borders.tolist()
     parts = [
         recurrence(*(None if t is None else t[:, a:b] for t in (q, k, v, g, gv)), scale)  # type: ignore[arg-type]
-        for a, b in zip(borders, borders[1:], strict=False)
+        for a, b in pairwise(borders)
     ]
     o = torch.cat(parts, dim=1)
     if arguments.get("normalize"):
-        total = torch.cat([k[:, a:b].cumsum(1) for a, b in zip(borders, borders[1:], strict=False)], dim=1)
+        total = torch.cat([k[:, a:b].cumsum(1) for a, b in pairwise(borders)], dim=1)
         o = o / ((q * scale * total).sum(-1, keepdim=True) + 1e-10)
     return o, None
 

@@ -110,7 +110,8 @@ class Kernel:
             return per_channel(result) if split else result
 
         family = self.family if isinstance(self.family, str) else self.family(found)
-        return Reading(family, (batch, groups, L), found, operator, inputs, outputs)
+        group = "channel" if split else "head"
+        return Reading(family, (batch, groups, L), found, operator, inputs, outputs, group=group)
 
     def _arguments(self, call: Call) -> dict[str, Any] | str:
         output = call.output

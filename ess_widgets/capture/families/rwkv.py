@@ -31,7 +31,15 @@ def _wkv(call: Call) -> Reading | str:
     def operator(t: Mapping[str, Any], valid: Tensor | None) -> Operator:
         return rwkv4(t["k"], -t["decay"].double().exp(), t["bonus"], valid=valid)
 
-    return Reading("RWKV", (batch, channels, L), tensors, operator, lambda t: t["v"], lambda t: t["y"])
+    return Reading(
+        "RWKV",
+        (batch, channels, L),
+        tensors,
+        operator,
+        lambda t: t["v"],
+        lambda t: t["y"],
+        group="channel",
+    )
 
 
 def _summed(state: Any) -> bool:
