@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import traceback
@@ -12,8 +13,11 @@ import torch
 from torch import nn
 
 import ess_widgets as ew
+from ess_widgets.capture import CaptureError
 from tests.survey import models
 from tests.survey.expected import KINDS, Expected, expected_mixers
+from tests.survey.hooked import watching
+from tests.survey.mixing import unlisted
 
 __all__ = ["LIMITS", "attempt", "judge"]
 
@@ -47,10 +51,13 @@ def attempt(
         row["stage"] = "captured"
         if not padding and models.reads_the_future(model, call or {}, output):
             why = "its earlier outputs change with its last token"
-            return {**row, "verdict": "not causal", "reason": why}
+            return {**row, "verdict": "not causal", "reason": why, "answer": _answer(model, call or {})}
         row.update(judge(model, call or {}, expected, output, dtype))
-    except Exception as error:
-        row["verdict"] = "refused" if row["stage"] == "captured" else "not built"
+        if implementation == "eager" and dtype is torch.float32 and not padding:
+            row["unlisted"] = unlisted(model, call or {}, models.LENGTH, expected)
+            row["hooked"] = _hooked(model, call or {}, expected)
+    except Exception as error:  # noqa: BLE001 - whatever a model raises is a row
+        row["verdict"] = {"captured": "refused", "checked": "failed"}.get(row["stage"], "not built")
         row["reason"] = _told(error)
     row["seconds"] = round(time.process_time() - start, 2)
     return row
@@ -92,6 +99,24 @@ def judge(
     return {**row, "verdict": "failed" if reasons else "whole", "reason": ". ".join(reasons)}
 
 
+def _answer(model: nn.Module, call: dict[str, Any]) -> str:
+    """What capture says of a model that is not causal: it should refuse."""
+    try:
+        return f"captured {len(ew.capture(model, **call))} layers"
+    except CaptureError as error:
+        return _told(error)
+
+
+def _hooked(model: nn.Module, call: dict[str, Any], expected: list[Expected]) -> list[int]:
+    """For how many captured operators plain hooks saw the same output, and of how many."""
+    torch.manual_seed(2)
+    with torch.no_grad(), watching(mixer.module for mixer in expected) as seen:
+        model(**call)
+    torch.manual_seed(2)
+    outputs = [layer.outputs for layer in ew.capture(model, **call).values()]
+    return [sum(seen.holds(y) for y in outputs), len(outputs)]
+
+
 def _compare(
     model: nn.Module, expected: list[Expected], layers: list[dict[str, Any]]
 ) -> tuple[list[str], list[str], int]:
@@ -130,7 +155,7 @@ def _owner(model: nn.Module, path: str, known: dict[int, Any]) -> int | None:
 
 def _worst(values: Any) -> float:
     values = list(values)
-    return float("nan") if any(v != v for v in values) else max(values, default=0.0)
+    return float("nan") if any(map(math.isnan, values)) else max(values, default=0.0)
 
 
 def _difference(ours: Any, theirs: Any) -> float:

@@ -77,9 +77,10 @@ _sizes(1, "bos_token_id")
 _sizes(2, "eos_token_id decoder_start_token_id forced_eos_token_id")
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_EVEN_IF_NONE = set(
-    "pad_token_id bos_token_id eos_token_id head_dim num_key_value_heads n_routed_experts n_shared_experts num_experts_per_tok".split()
-)
+_EVEN_IF_NONE = {
+    *("pad_token_id", "bos_token_id", "eos_token_id", "head_dim", "num_key_value_heads"),
+    *("n_routed_experts", "n_shared_experts", "num_experts_per_tok"),
+}
 
 
 def tiny(model_type: str) -> Any:
@@ -96,7 +97,7 @@ def _tiny(config_class: Any, model_type: str) -> Any:
 def _arguments(config_class: Any, overrides: dict[str, Any]) -> dict[str, Any]:
     try:
         default = config_class()
-    except Exception:  # a few defaults refuse themselves, in errors of several kinds
+    except Exception:  # noqa: BLE001 - a few defaults refuse themselves, in errors of several kinds
         default = config_class(**overrides)
     known = {name: value for name, value in vars(default).items() if not name.startswith("_")}
     parts = getattr(config_class, "sub_configs", {})
@@ -127,6 +128,7 @@ def _layers(known: dict[str, Any]) -> dict[str, Any]:
     if not counts:
         return {}
     lists = {k: v for k, v in known.items() if isinstance(v, list) and v and len(v) == known[counts[0]]}
+    lists = {k: v for k, v in lists.items() if len(set(map(str, v))) < len(v)}  # not the layers' numbers
     if not lists:
         return {}
     kinds = list(dict.fromkeys(zip(*lists.values(), strict=True)))

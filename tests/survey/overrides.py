@@ -58,8 +58,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "o_groups": 2,
     },
     "dots3_note": {
-        "vision_config": {"adapter_in_dim": 32},
-        "audio_config": {"adapter_input_size": 32},
+        "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
     },
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {
@@ -71,6 +71,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma4_unified_assistant": {"text_config": _ASSISTANT},
     "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8},
     "qwen4_exp": {"text_config": _INDEXER},

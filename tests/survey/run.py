@@ -17,7 +17,8 @@ from typing import Any
 
 __all__ = ["all_types", "hide_kernels", "sweep"]
 
-SECONDS = 90
+SECONDS = 300
+CPU_SECONDS = 90
 MEMORY = 6 << 30
 # Their kernels need a GPU; transformers takes its own functions of torch where it cannot import them.
 _KERNELS = ("fla", "causal_conv1d", "mamba_ssm", "flash_attn", "kernels")
@@ -82,6 +83,7 @@ def _collect(path: Path, code: int | None, late: bool, seconds: float) -> dict[s
 
 def _child(model_type: str, path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with (
         Path(os.devnull).open("w") as quiet,
