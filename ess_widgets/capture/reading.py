@@ -131,6 +131,8 @@ class Reading:
         dot.
     group : str
         What a group is: "head", "channel", or "layer" where all channels are mixed together.
+    computed : callable, optional
+        From ``tensors`` to what shows NaN, ``(batch, groups or 1, L, width)``, where ``outputs`` does work for it.
     weight : Tensor, optional
         A parameter, or a view of one: the layer is named after the module that holds it.
     """
@@ -143,6 +145,7 @@ class Reading:
     outputs: Callable[[Mapping[str, Any]], Tensor]
     name: str | None = None
     group: str = "head"
+    computed: Callable[[Mapping[str, Any]], Tensor] | None = None
     weight: Tensor | None = None
 
     @property
@@ -201,6 +204,11 @@ class Constructed(Mixer):
     def outputs(self) -> Tensor:
         with torch.no_grad():
             return self._reading.outputs(self._tensors())
+
+    def computed(self) -> Tensor:
+        look = self._reading.computed or self._reading.outputs
+        with torch.no_grad():
+            return look(self._tensors())
 
     def dtype(self) -> torch.dtype:
         return self._dtype

@@ -75,4 +75,5 @@ def short_inside(kept: dict[str, Any], shape: tuple[int, int, int], x: Callable[
         outputs,
         name=".conv1d",
         group="channel",
+        computed=lambda t: x(t).unsqueeze(-1),
     )

@@ -117,5 +117,14 @@ def inner(call: Call) -> Reading | tuple[Reading, ...] | str:
 def s6_readings(kept: dict[str, Any]) -> tuple[Reading, ...]:
     batch, both, L = kept["xz"].shape
     shape = (batch, both // 2, L)
-    ssm = Reading(FAMILY, shape, kept, _s6_operator, lambda t: _s6_parts(t).u, _s6_outputs, group="channel")
+    ssm = Reading(
+        FAMILY,
+        shape,
+        kept,
+        _s6_operator,
+        lambda t: _s6_parts(t).u,
+        _s6_outputs,
+        group="channel",
+        computed=lambda t: t["known"].unsqueeze(1),
+    )
     return short_inside(kept, shape, lambda t: t["xz"].chunk(2, dim=1)[0]), ssm

@@ -123,6 +123,14 @@ def split_scan(call: Call) -> Reading | tuple[Reading, ...] | str:
 def ssd_readings(kept: dict[str, Any]) -> tuple[Reading, ...]:
     batch, L, _ = kept["projected"].shape
     shape = (batch, kept["A"].shape[0], L)
-    ssm = Reading(FAMILY, shape, kept, _ssd_operator, lambda t: _ssd_parts(t).u, _ssd_outputs)
+    ssm = Reading(
+        FAMILY,
+        shape,
+        kept,
+        _ssd_operator,
+        lambda t: _ssd_parts(t).u,
+        _ssd_outputs,
+        computed=lambda t: t["known"].unsqueeze(1),
+    )
     channels = kept["conv_weight"].shape[0]
     return short_inside(kept, (batch, channels, L), lambda t: _ssd_split(t)[3].mT), ssm

@@ -102,6 +102,7 @@ def _s6_reading(
         lambda t: t["u"].unsqueeze(-1),
         outputs,
         group="channel",
+        computed=lambda t: t["y"].unsqueeze(-1),
     )
 
 
@@ -191,7 +192,15 @@ def _chunk_scan(call: Call) -> Reading | str:
             own = without(own, bare, skip, gate)
         return own.transpose(1, 2)
 
-    return Reading(FAMILY, (batch, heads, L), kept, operator, lambda t: t["u"].transpose(1, 2), outputs)
+    return Reading(
+        FAMILY,
+        (batch, heads, L),
+        kept,
+        operator,
+        lambda t: t["u"].transpose(1, 2),
+        outputs,
+        computed=lambda t: t["y"].transpose(1, 2),
+    )
 
 
 def ssd_heads(
