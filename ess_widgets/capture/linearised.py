@@ -217,8 +217,7 @@ class Linearised(Mixer):
             except Exception as error:  # noqa: BLE001 - whatever a module raises in another float type
                 problem = error
                 continue
-            difference = torch.linalg.vector_norm((again - y.to(again)).nan_to_num())
-            if bool(difference <= _DRIFT * torch.linalg.vector_norm(y.to(again).nan_to_num())):
+            if self._agree(again, y.to(again)):
                 return f
             problem = CaptureError(
                 f"{self.name!r} computes something else when it is run again with what it was given: it draws random "
@@ -229,6 +228,12 @@ class Linearised(Mixer):
             raise problem
         hint = "" if narrow else f" (It was run in {u.dtype}; try model.float().)"
         raise CaptureError(f"{self.name!r} cannot be run again by itself: {problem}{hint}") from problem
+
+    def _agree(self, again: Tensor, y: Tensor) -> bool:
+        """Whether a module that was run again computed the same, in all finite entries of own tokens."""
+        own = torch.isfinite(y) if self._valid is None else torch.isfinite(y) & self._valid.unsqueeze(-1)
+        difference = torch.linalg.vector_norm((again - y)[own])
+        return bool(difference <= _DRIFT * torch.linalg.vector_norm(y[own]))
 
     # Derivatives ------------------------------------------------------------------------------------------------
 

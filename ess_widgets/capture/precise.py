@@ -23,6 +23,7 @@ _WIDE = {
     torch.float32: torch.float64,
     torch.complex64: torch.complex128,
 }
+_LARGEST = torch.finfo(torch.float32).max
 # Methods that name a type, and what they are in float64.
 _CASTS = {
     "float": torch.float64,
@@ -123,6 +124,9 @@ def cast(tree: Any) -> Any:
 def _wide_types(tree: Any) -> Any:
     if isinstance(tree, torch.dtype):
         return _WIDE.get(tree, tree)
+    if type(tree) is float and _LARGEST < abs(tree) < math.inf:
+        # finfo(dtype).min of a mask: two of them must not add up to an infinity that the model does not have.
+        return math.copysign(_LARGEST, tree)
     if type(tree) in (tuple, list):
         return type(tree)(_wide_types(item) for item in tree)
     if type(tree) is dict:

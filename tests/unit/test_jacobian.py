@@ -645,6 +645,19 @@ def test_a_decoder_block_of_llama(attention: str) -> None:
     assert layer.valid is not None and torch.equal(layer.valid, mask.bool())
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_padded_model(attention: str) -> None:
+    model = tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA, attn_implementation=attention))
+    ids = torch.randint(3, 97, (2, 6))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    layer = ew.jacobian(model, ids, attention_mask=mask, channels=2)
+    alone = ew.jacobian(model, ids[1:], channels=2)
+    torch.testing.assert_close(layer.operator.matrix()[1], alone.operator.matrix()[0])
+    assert layer.operator.dtype is torch.float64 and layer.residual.max() < 1e-8
+    assert not layer.operator.matrix()[0, 0, :4].any() and not layer.operator.matrix()[0, 0, :, :4].any()
+
+
 def test_a_whole_model_from_token_ids() -> None:
     model = tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA))
     ids = torch.randint(3, 97, (1, 5))
