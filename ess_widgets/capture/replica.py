@@ -86,7 +86,11 @@ class Replica:
         self._modules[id(module)] = (module, copied)
         state = dict(vars(module))
         new = copied.__dict__
+        new.update(state)
+        new.pop("_compiled_call_impl", None)
         for key, value in state.items():
+            if value is None or type(value) in ATOMIC:
+                continue
             try:
                 self._attribute(new, key, value, path)
             except (Uncopyable, CaptureError, RecursionError):
@@ -103,9 +107,7 @@ class Replica:
 
     def _attribute(self, new: dict[str, Any], key: str, value: Any, path: str) -> None:
         """Copy one entry of a module's ``__dict__``."""
-        if value is None or type(value) in ATOMIC:
-            new[key] = value
-        elif key == "_parameters":
+        if key == "_parameters":
             new[key] = {
                 n: None if p is None else self._parameter(p, join(path, n)) for n, p in list(value.items())
             }

@@ -201,11 +201,14 @@ class Tape:
     def any_known(self, args: Any, kwargs: Any) -> bool:
         if not self._known:
             return False
+        known = self._known
         for item in (*args, *kwargs.values()) if kwargs else args:
-            if self.ref(item) is not None:
+            if id(item) in known and self.ref(item) is not None:
                 return True
-            if type(item) in (tuple, list) and any(self.ref(part) is not None for part in item):
-                return True
+            if type(item) in (tuple, list):
+                for part in item:
+                    if id(part) in known and self.ref(part) is not None:
+                        return True
         return False
 
     def start(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
