@@ -384,6 +384,11 @@ class CaptureMode(TorchFunctionMode):
         self._joins.add(output, mixer, self.found[-1])
         return result
 
+    def _cell(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self.seen.calls[func.__name__] += 1
+        self.seen.skipped.setdefault(self._tracker.path, _STEPS)
+        return func(*args, **kwargs)
+
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
         self.seen.calls["multi_head_attention_forward"] += 1
         call = {**multihead.arguments(args, kwargs), "training": False}
@@ -462,6 +467,9 @@ class CaptureMode(TorchFunctionMode):
         name, _ = self._next(path)
         self._add(name, mixer, mixer.own_tokens, crosses=False, family=mixer.family)
         self.found[-1].asked = True
+        for inside in [p for p in self.seen.skipped if p == path or p.startswith(path + ".")]:
+            if self.seen.skipped[inside] == _STEPS:
+                del self.seen.skipped[inside]
 
     def skipped(self, path: str, reason: str) -> None:
         """Note why a layer is left out."""
@@ -675,7 +683,9 @@ _FORMS = {
     "multi_head_attention_forward": "_multi_head",
     "flex_attention": "_flex",
     "conv1d": "_conv1d",
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), "_cell"),
 }
+_STEPS = "recurrent cells run one step at a time: capture the module that loops by capture(..., jacobian=...)"
 _OUTER = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "cdist"})
 _DROPOUTS = frozenset(
     f"{kind}dropout{suffix}"

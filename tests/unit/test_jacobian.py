@@ -613,6 +613,34 @@ def test_modules_that_do_not_exist_or_cannot_be_linearised() -> None:
     assert "embed" not in cap and "token ids" in cap.skipped["embed"]
 
 
+def test_loops_over_cells_are_reported() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.LSTMCell(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state, outputs = None, []
+            for x_t in x.unbind(1):
+                state = self.cell(x_t, state)
+                outputs.append(state[0])
+            return torch.stack(outputs, 1)
+
+    model, x = nn.Sequential(nn.Linear(3, 3), Steps(), nn.GRU(3, 3, batch_first=True)), torch.randn(2, 6, 3)
+    cap = ew.capture(model, x)
+    assert list(cap) == ["2"] and "jacobian=" in cap.skipped["1"]
+    cap = ew.capture(model, x, jacobian={"1": {"state_size": 6}})
+    assert list(cap) == ["1", "2"] and not cap.skipped
+    lstm = nn.LSTM(3, 3, batch_first=True)
+    for name, p in lstm.named_parameters():
+        p.data = getattr(model[1].cell, name.removesuffix("_l0")).data
+    expected = ew.jacobian(lstm, model[0](x))
+    torch.testing.assert_close(cap["1"].operator.matrix(), expected.operator.matrix())
+    assert torch.equal(cap["1"].state_size, expected.state_size)
+    with pytest.raises(CaptureError, match="recurrent cells"):
+        ew.capture(model[1], x)
+
+
 LLAMA: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
