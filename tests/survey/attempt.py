@@ -76,12 +76,11 @@ def judge(
         return {**row, "verdict": "nothing expected", "reason": "no module that ran is known as a mixer"}
     torch.manual_seed(2)
     capture = ew.capture(model, **call)
-    layers = [
+    layers: list[dict[str, Any]] = [
         {"name": name, "family": layer.family, "residual": float(layer.residual.max())}
         for name, layer in capture.items()
     ]
-    row["families"] = dict(Counter(layer["family"] for layer in layers))
-    row["skipped"] = dict(capture.skipped)
+    row["families"] = dict(Counter(str(layer["family"]) for layer in layers))
     row["residual"] = _worst(layer["residual"] for layer in layers)
     missing, extra, whole = _compare(model, expected, layers)
     row.update(found=whole, missing=missing, extra=extra)

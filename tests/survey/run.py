@@ -108,7 +108,7 @@ def _child(model_type: str, path: Path) -> None:
             row = attempt(model_type, implementation, dtype, padding)
             if row["verdict"] == "not built" and not padding:
                 refused.add(implementation)
-            result["rows"].append(row)
+            result["rows"].append({key: value for key, value in row.items() if value not in ([], {})})
         result.pop("now")
         _write(path, result)
 

@@ -28,6 +28,10 @@ with torch {torch} and transformers {transformers}; the numbers are in `tests/su
   (the worst sample and group counts), and the logits are those of the model's own forward pass. A model counts as whole if that holds for
   **every** implementation that it accepts, in float32 and bfloat16.
 * **Padded**: the same with the first five tokens of one sample as padding, in float32.
+* The counts are checked without names: in every model each module is run again with one token of its input changed; the innermost modules whose later outputs
+  change must be the expected mixers. Beyond them this finds {unlisted}.
+* Of {operators} operators captured in float32 (eager), plain hooks on the modules saw the same output tensor for {seen}; the others lie between two lines of
+  one module (before a gate, a bias or a skip), where only the residual and the logits vouch for them.
 * Sequences have 24 tokens, windows 6, chunks and index selections 8, so that they bind. Cross-attention is left out. Flash attention needs a GPU, "paged" the engine of
   continuous batching: neither is tried. flex attention runs uncompiled.
 """
@@ -99,7 +103,7 @@ def _table(results: dict[str, Any], versions: dict[str, str]) -> str:
     built, whole = numbers["built"], numbers["whole"]
     share = f"{100 * whole / built:.1f} %" if built else "none"
     text = [
-        _INTRO.format(**versions),
+        _INTRO.format(**versions, **_checks(results)),
         "## Summary\n",
         _SUMMARY.format(
             share=share, all=len(results), **{k.replace(" ", "_"): v for k, v in numbers.items()}
@@ -125,7 +129,7 @@ def _table(results: dict[str, Any], versions: dict[str, str]) -> str:
         for name in groups[kind]
     ]
     text += [
-        f"| {name}, {row['implementation']} only | {results[name]['class']} | not causal: {_cell(row['reason'] + '. capture: ' + row['answer'], 360)} |"
+        f"| {name}, {row['implementation']} only | {results[name]['class']} | not causal: {_why({'rows': [row]})} |"
         for name in groups["whole"] + groups["failed"]
         for row in _plain(results[name])
         if row["verdict"] == "not causal" and row["dtype"] == "float32"
@@ -133,6 +137,18 @@ def _table(results: dict[str, Any], versions: dict[str, str]) -> str:
     text += ["", "## All that count\n", _HEAD.rstrip()]
     text += [_line(name, results[name]) for name in results if status(results[name]) in ("whole", "failed")]
     return "\n".join(text) + "\n"
+
+
+def _checks(results: dict[str, Any]) -> dict[str, Any]:
+    """What the checks without names and by hooks found."""
+    rows = {name: row for name, result in results.items() for row in result["rows"] if "hooked" in row}
+    others = {name: row["unlisted"] for name, row in rows.items() if row.get("unlisted")}
+    listed = "; ".join(f"{', '.join(modules)} in {name}" for name, modules in others.items())
+    return {
+        "unlisted": listed or "nothing",
+        "seen": sum(row["hooked"][0] for row in rows.values()),
+        "operators": sum(row["hooked"][1] for row in rows.values()),
+    }
 
 
 def _bad(row: dict[str, Any]) -> bool:
@@ -153,7 +169,7 @@ _DTYPE = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def _why(result: dict[str, Any]) -> str:
-    reasons = [row["reason"] for row in result["rows"] if row["implementation"] == "eager"]
+    reasons = [row["reason"] for row in result["rows"]]
     answers = [row["answer"] for row in result["rows"] if "answer" in row]
     told = f". capture: {answers[0]}" if answers else ""
     return _cell((reasons[0] if reasons else "nothing ran") + told, 360)
@@ -162,7 +178,7 @@ def _why(result: dict[str, Any]) -> str:
 def _line(name: str, result: dict[str, Any]) -> str:
     rows = result["rows"]
     captured = [row for row in rows if "residual" in row and not row["padding"]]
-    first = next((row for row in rows if "mixers" in row), {})
+    first: dict[str, Any] = next((row for row in rows if "mixers" in row), {})
     found = min((row["found"] for row in captured), default=0)
     families = sorted({family for row in captured for family in row["families"]})
     cells = [

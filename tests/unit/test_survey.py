@@ -55,13 +55,48 @@ def test_padding() -> None:
     assert models.padded({"inputs_embeds": torch.zeros(2, models.LENGTH, 8)}) is None
 
 
-def _fresh(script: str) -> Any:
-    """What a script prints behind RESULT, in an interpreter where transformers is imported without kernels."""
+_OPERATORS = {
+    "jamba": {"SSM": 1, "convolution": 1, "attention": 1},
+    "recurrent_gemma": {"linear recurrence": 2, "convolution": 2, "attention": 1},
+    "qwen3_next": {"delta rule": 1, "convolution": 1, "attention": 1},
+    "lfm2": {"convolution": 1, "attention": 1},
+    "minimax": {"linear attention": 1, "attention": 1},
+    "longcat_flash": {"attention": 4},
+}
+_SCRIPT = """
+import json, os, sys, time
+from collections import Counter
+from tests.survey import run
+run.hide_kernels()
+import torch
+import tests.survey.attempt as attempts
+from tests.survey import models
+from tests.survey.expected import expected_mixers
+built = {}
+for name in sys.argv[1:]:
+    model = models.build(name, "eager", torch.float32)
+    expected, _ = expected_mixers(model, models.call(name))
+    built[name] = [sum((m.operators for m in expected), Counter()), sum(p.numel() for p in model.parameters())]
+def attempt(model_type, implementation, dtype, padding=False):
+    if model_type == "crashes":
+        os.abort()
+    if model_type == "hangs":
+        time.sleep(60)
+    return {"implementation": implementation, "padding": padding, "verdict": "whole"}
+attempts.attempt = attempt
+swept = dict(run.sweep(["crashes", "hangs", "works"], seconds=3))
+print("RESULT" + json.dumps([built, swept]))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Any:
+    """What a script finds in an interpreter of its own, where transformers is imported without kernels."""
     done = subprocess.run(
-        [sys.executable, "-c", "from tests.survey import run\nrun.hide_kernels()\n" + script],
+        [sys.executable, "-c", _SCRIPT, *_OPERATORS],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=Path(__file__).parents[2],
         check=False,
     )
@@ -69,30 +104,18 @@ def _fresh(script: str) -> Any:
     return json.loads(done.stdout.partition("RESULT")[2])
 
 
-def test_every_kind_of_layer_is_built_and_expected() -> None:
-    operators = {
-        "jamba": {"SSM": 1, "convolution": 1, "attention": 1},
-        "recurrent_gemma": {"linear recurrence": 2, "convolution": 2, "attention": 1},
-        "qwen3_next": {"delta rule": 1, "convolution": 1, "attention": 1},
-        "lfm2": {"convolution": 1, "attention": 1},
-        "minimax": {"linear attention": 1, "attention": 1},
-        "longcat_flash": {"attention": 4},
-    }
-    found = _fresh(
-        f"""
-import json, torch
-from tests.survey import models
-from tests.survey.expected import expected_mixers
-found = {{}}
-for name in {list(operators)}:
-    model = models.build(name, "eager", torch.float32)
-    expected, _ = expected_mixers(model, models.call(name))
-    found[name] = [sum((m.operators for m in expected), Counter()), sum(p.numel() for p in model.parameters())]
-print("RESULT" + json.dumps(found))
-"""
-    )
-    assert {name: total for name, (total, _) in found.items()} == operators
-    assert max(size for _, size in found.values()) < 300_000
+def test_every_kind_of_layer_is_built_and_expected(fresh: Any) -> None:
+    built, _ = fresh
+    assert {name: operators for name, (operators, _) in built.items()} == _OPERATORS
+    assert max(size for _, size in built.values()) < 300_000
+
+
+def test_a_crash_and_a_hang_are_rows_and_not_the_end(fresh: Any) -> None:
+    _, swept = fresh
+    assert "process ended with -6" in swept["crashes"]["crash"]
+    assert "took over 3 s" in swept["hangs"]["crash"]
+    assert "crash" not in swept["works"]
+    assert {row["implementation"] for row in swept["works"]["rows"]} >= {"eager", "sdpa", "flex_attention"}
 
 
 def test_expected_counts_calls_and_leaves_out_wrappers_and_cross_attention() -> None:
@@ -332,22 +355,3 @@ def test_results_are_read_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = (tmp_path / "docs" / "capture.md").read_text()
     assert "**1 of 2 models that build here are captured whole: 50.0 %.**" in text
     assert "| bad | eager fp32 | why / not |" in text
-
-
-def test_a_crash_and_a_hang_are_rows_and_not_the_end() -> None:
-    result = _fresh(
-        """
-import json, os, time
-import tests.survey.attempt as a
-def attempt(model_type, implementation, dtype, padding=False):
-    if model_type == "crashes": os.abort()
-    if model_type == "hangs": time.sleep(60)
-    return {"implementation": implementation, "dtype": str(dtype), "padding": padding, "verdict": "whole"}
-a.attempt = attempt
-print("RESULT" + json.dumps(dict(run.sweep(["crashes", "hangs", "works"], seconds=3))))
-"""
-    )
-    assert "process ended with -6" in result["crashes"]["crash"]
-    assert "took over 3 s" in result["hangs"]["crash"]
-    assert "crash" not in result["works"]
-    assert {row["implementation"] for row in result["works"]["rows"]} >= {"eager", "sdpa", "flex_attention"}
