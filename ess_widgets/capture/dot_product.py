@@ -116,6 +116,12 @@ class DotProduct(Mixer):
         allowed = mask if mask.dtype is torch.bool else mask > _BLOCKED
         return allowed.tril() if self._is_causal else allowed
 
+    def reads_beyond(self, valid: Tensor) -> bool:
+        allowed = self.allowed()
+        if allowed is None:  # causal: padding that comes before own tokens is read
+            return bool((valid & ((~valid).cumsum(-1) > 0)).any())
+        return bool((allowed.any(1).tril() & valid.unsqueeze(-1) & ~valid.unsqueeze(-2)).any())
+
     def future(self, valid: Tensor | None) -> Future | None:
         allowed = self.allowed()
         if allowed is None:

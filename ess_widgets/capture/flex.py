@@ -262,9 +262,14 @@ class Flex(Mixer):
     def allowed(self) -> Tensor | None:
         B, H, L = self._size
         device = self._v.tensor.device
-        mask = self._parts.mask_mod.allowed(*self._masks, L, device, scored=False)
+        mask = self._parts.mask_mod.allowed(self._masks[0], self._masks[1], L, device, scored=False)
         allowed: Tensor = mask & self._parts.score_mod.allowed(B, H, L, device, scored=True)
         return allowed
+
+    def reads_beyond(self, valid: Tensor) -> bool:
+        allowed = self.allowed()
+        assert allowed is not None
+        return bool((allowed.any(1).tril() & valid.unsqueeze(-1) & ~valid.unsqueeze(-2)).any())
 
     def future(self, valid: Tensor | None) -> Future | None:
         allowed = self.allowed()

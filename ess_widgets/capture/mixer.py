@@ -77,6 +77,10 @@ class Mixer(ABC):
         """How far a linearised layer is from linear, ``(batch,)``; None where the operator is the layer's own."""
         return None
 
+    def reads_beyond(self, valid: Tensor) -> bool:
+        """Whether own tokens read padding, ``(batch, L)`` False: then it is not padding to this layer."""
+        return False
+
     def rescale(self, ref: Ref, divides: bool, factor: Tensor, output: Tensor, leaves: Leaves) -> bool:
         """Take in that the model multiplied or divided the rows of ``y`` by something made from the weights.
 

@@ -329,7 +329,8 @@ class CaptureMode(TorchFunctionMode):
         """Scores as a sum or product of every query with every key, without a matrix product."""
         operands = [item for item in args if isinstance(item, Tensor) and item.is_floating_point()]
         grows = len(operands) == 2 and result.ndim >= 3 and result.numel() > max(t.numel() for t in operands)
-        if grows and not any(self._is_weight(item) for item in operands):
+        # (Positions by frequencies, of a rotary embedding, have no two dimensions alike.)
+        if grows and _has_pair(result.shape) and not any(self._is_weight(item) for item in operands):
             self._tape.start(func, name, args, kwargs, result)
 
     # Calls that are attention by themselves -------------------------------------------------------------------
@@ -592,7 +593,7 @@ class CaptureMode(TorchFunctionMode):
                     found.valid = None  # to the model it is no padding
             found.future = mixer.future(found.valid)
             if found.future is not None:
-                found.crosses = self._other_source() if crosses is None else crosses
+                found.crosses = self._other_source(mixer.shape[-1]) if crosses is None else crosses
         if self._on_layer is not None:
             self._on_layer(name, len(self.found) - 1)
 
@@ -644,7 +645,7 @@ class CaptureMode(TorchFunctionMode):
         batch, _, length = mixer.shape
         for mask in self._stated:
             if tuple(mask.shape) == (batch, length):
-                return None if bool(mask.all()) else mask
+                return None if bool(mask.all()) or mixer.reads_beyond(mask) else mask
         key = (batch, length)
         if key not in self._inferred:
             if isinstance(mixer, Constructed):
@@ -667,14 +668,12 @@ class CaptureMode(TorchFunctionMode):
         frames = (tensor for frame in reversed(self._tracker.frames) for tensor in frame.tensors)
         return batch_size((*self._inputs, *frames), length)
 
-    def _other_source(self) -> bool:
-        """Whether the module that is running was given a second sequence to read."""
+    def _other_source(self, length: int) -> bool:
+        """Whether the module that is running was given a second sequence of this length to read."""
         for frame in reversed(self._tracker.frames):
-            sequences = {id(t) for t in frame.tensors if t.ndim == 3 and t.is_floating_point()}
-            if len(sequences) > 1:
-                return True
-            if sequences:
-                return False
+            given = [t for t in frame.tensors if t.ndim == 3 and t.is_floating_point()]
+            if given:
+                return len({id(t) for t in given if length in t.shape[:2]}) > 1
         return False
 
 

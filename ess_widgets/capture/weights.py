@@ -16,13 +16,15 @@ __all__ = ["Weights", "family_of", "is_causal", "is_distribution"]
 
 # How far rows of half-precision weights may exceed 1.
 _SLACK = 0.02
+# Weights on padding that are no more than this are what is left of a soft mask.
+_READ = 1e-6
 
 
 def is_distribution(weights: Tensor) -> bool:
     """Whether no row of ``(..., query, key)`` has a negative entry or a sum above 1; NaN rows pass."""
-    negative = (weights < 0).any()
-    heavy = (weights.sum(-1, dtype=torch.float32) > 1 + _SLACK).any()
-    return not bool(negative | heavy)
+    if bool(weights.sum(-1, dtype=torch.float32).amax() > 1 + _SLACK):
+        return False
+    return not bool(weights.amin() < 0)
 
 
 def is_causal(weights: Tensor) -> bool:
@@ -122,7 +124,10 @@ class Weights(Mixer):
     def future(self, valid: Tensor | None) -> Future | None:
         if self._seen is None:
             raise RuntimeError("the weights are looked at while the model runs")
-        if not bool(torch.triu(self._seen_weights(), 1).ne(0).any()):
+        seen = self._seen_weights()
+        lead = tuple(range(seen.ndim - 2))
+        extremes = (seen.amax(lead), seen.amin(lead)) if lead else (seen,)
+        if not any(bool(extreme.triu(1).ne(0).any()) for extreme in extremes):
             return None
         above = torch.triu(self._grouped(self._seen), 1)
         if valid is not None:
@@ -132,6 +137,12 @@ class Weights(Mixer):
             return None
         at = tuple(int(i) for i in above.ne(0).nonzero()[0])
         return Future(at, float(above[at]))
+
+    def reads_beyond(self, valid: Tensor) -> bool:
+        if self._seen is None:
+            raise RuntimeError("the weights are looked at while the model runs")
+        read = self.layout.apply(self._seen_weights(), 2).tril().abs().amax(1) > _READ
+        return bool((read & valid.unsqueeze(-1) & ~valid.unsqueeze(-2)).any())
 
     def unread(self) -> bool:
         """Whether some key is read by nobody, itself included: perhaps padding."""

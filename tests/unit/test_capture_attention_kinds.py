@@ -470,3 +470,26 @@ def test_steps_of_a_generation_are_reported_in_one_line() -> None:
     cap = capture(By(generates), tokens())
     assert list(cap) == ["By"] and cap[0].operator.shape[-1] == 5
     assert cap.skipped == {"By": "6 times, 1 queries read 6 to 11 keys"}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("left", [False, True])
+def test_a_layer_that_ignores_the_stated_padding_has_none(fused: bool, left: bool) -> None:
+    """The model is told of padding, but this layer does not care: what its tokens read there is part of it."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if fused:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return scores_of(q, k).softmax(-1) @ v
+
+    class Careless(By):
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x)
+
+    mask = torch.ones(2, L, dtype=torch.long)
+    mask[1, : 3 if left else 0] = 0
+    mask[1, L if left else 8 :] = 0
+    layer = capture(Careless(attend), tokens(), attention_mask=mask)[0]
+    # Padding on the right is read by nobody but itself.
+    assert (layer.valid is None) == left
+    assert layer.residual.max() < 1e-6
