@@ -14,7 +14,7 @@ from ess_widgets.capture.directions import choose
 from ess_widgets.capture.errors import CaptureError
 from ess_widgets.capture.linearised import Linearised
 from ess_widgets.capture.mixer import Future
-from ess_widgets.capture.program import LAYOUTS, Place, Program, embedded, locate
+from ess_widgets.capture.program import LAYOUTS, Place, Program, embedded, locate, without_caches
 
 __all__ = ["Options", "linearise"]
 
@@ -56,6 +56,7 @@ def linearise(
     """
     if isinstance(module, nn.RNNBase) and args and isinstance(args[0], PackedSequence):
         return _packed(module, args, kwargs, result, options, name)
+    args, kwargs = without_caches(module, args, kwargs)
     u, place = locate(module, args, kwargs, options.inputs)
     layout = options.layout or _layout(module)
     batched = u.ndim == (3 if place.ids is None else 2)

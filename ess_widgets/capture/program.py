@@ -15,14 +15,12 @@ from ess_widgets.capture.errors import CaptureError
 from ess_widgets.capture.precise import Rerun
 from ess_widgets.capture.replica import replicate
 
-__all__ = ["LAYOUTS", "Place", "Program", "embedded", "locate"]
+__all__ = ["LAYOUTS", "Place", "Program", "embedded", "locate", "without_caches"]
 
 # Axes of batch, position and channel in what the module takes and returns.
 LAYOUTS = {"bld": (0, 1, 2), "lbd": (1, 0, 2), "bdl": (0, 2, 1)}
 # Arguments in which a model stores what it has read; a run without them computes the same.
-_CACHES = {
-    "past_key_values": None, "past_key_value": None, "layer_past": None, "cache_params": None, "use_cache": False
-}  # fmt: skip
+_CACHES = frozenset({"past_key_values", "past_key_value", "layer_past", "cache_params"})
 
 Path = tuple[Any, ...]
 
@@ -67,6 +65,21 @@ def locate(
     return chosen, Place(tuple(path for path, item in leaves if _same(item, chosen)))
 
 
+def without_caches(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call without what the model stores its keys and states in, which holds this very call by now."""
+    try:
+        names = list(inspect.signature(module.forward).parameters)
+    except (TypeError, ValueError):
+        names = []
+    names += [""] * len(args)
+    return (
+        tuple(None if name in _CACHES else value for name, value in zip(names, args, strict=False)),
+        {name: None if name in _CACHES else value for name, value in kwargs.items()},
+    )
+
+
 class Program:
     """``y = f(u)`` by a call of a module, ``u`` and ``y`` as ``(batch, L, width)``.
 
@@ -96,7 +109,7 @@ class Program:
         batched: bool = True,
     ) -> None:
         self.args = args
-        self.kwargs = {name: _CACHES.get(name, value) for name, value in kwargs.items()}
+        self.kwargs = kwargs
         self._place, self._outputs = place, outputs
         self._axes, self.batched = LAYOUTS[layout], batched
 

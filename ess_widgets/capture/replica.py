@@ -168,7 +168,8 @@ def replicate(model: nn.Module, private: Container[str] = ()) -> Replica:
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside ``torch.compile`` and data-parallel wrappers."""
     while True:
-        inner = module.__dict__.get("_modules", {}).get("_orig_mod")
+        children = module.__dict__.get("_modules")
+        inner = children.get("_orig_mod") if isinstance(children, dict) else None
         if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = module.module
         if inner is None:

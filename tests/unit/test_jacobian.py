@@ -673,6 +673,26 @@ def test_a_decoder_block_of_llama(attention: str) -> None:
     assert layer.valid is not None and torch.equal(layer.valid, mask.bool())
 
 
+def test_blocks_that_are_given_a_cache() -> None:
+    """By position and by name; what the run stored there must not be read once more."""
+    config = tf.RecurrentGemmaConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4, lru_width=16,
+        attention_window_size=8,
+    )  # fmt: skip
+    ids = torch.randint(3, 97, (1, 9))
+    for model in (tf.RecurrentGemmaForCausalLM(config), tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA))):
+        cap = ew.capture(model, ids, use_cache=True, jacobian={"model.layers.*": 3})
+        blocks = [layer for name, layer in cap.items() if name.count(".") == 2]
+        assert len(blocks) == len(model.model.layers)
+        assert max(layer.residual.max() for layer in blocks) < 1e-8
+
+
+def test_scripted_modules() -> None:
+    module = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)))
+    layer = ew.jacobian(module, torch.randn(1, 5, 3))
+    assert layer.residual.max() < 1e-4 and not rank(layer).any()
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_padded_model(attention: str) -> None:
     model = tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA, attn_implementation=attention))
