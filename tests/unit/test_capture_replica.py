@@ -137,7 +137,7 @@ def test_names_of_shared_and_repeated_modules() -> None:
             x = self.second(self.first(x))
             x = self.again(self.again(x))
             y = F.scaled_dot_product_attention(x, x, x, is_causal=True)
-            return y + F.scaled_dot_product_attention(x, y, x, is_causal=True)
+            return y + F.scaled_dot_product_attention(x, y, y, is_causal=True)
 
     cap = good(Twice())
     assert list(cap) == ["first", "second", "again", "again#1", "Twice", "Twice#1"]
