@@ -68,7 +68,12 @@ class Arguments:
 def _own(copier: Copier, value: Any) -> Any:
     if value is None or isinstance(value, Tensor | nn.Module):
         return value
-    return copy.copy(value) if isinstance(value, _TEE) else copier.value(value)
+    if isinstance(value, _TEE):
+        return copy.copy(value)
+    try:
+        return copier.value(value)
+    except Exception:  # noqa: BLE001 - whatever an object raises that refuses to be copied
+        return value
 
 
 def _repeatable(value: Any) -> Any:

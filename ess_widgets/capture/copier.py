@@ -56,6 +56,8 @@ class Copier:
             return handler(self, value, depth)
         if depth >= _DEPTH:
             return value
+        if kind is types.SimpleNamespace:
+            return self._object(value, depth)
         if isinstance(value, dict | list | set | collections.deque):
             return self._container(value, depth)
         if isinstance(value, collections.UserDict | collections.UserList):
@@ -109,8 +111,8 @@ class Copier:
         return copied
 
     def _object(self, value: Any, depth: int) -> Any:
-        copied = self._remember(value, object.__new__(type(value)))
-        for name, item in list(vars(value).items()):
+        copied = self._remember(value, type(value).__new__(type(value)))
+        for name, item in list(getattr(value, "__dict__", {}).items()):
             copied.__dict__[name] = self.value(item, depth + 1)
         for name in copyreg._slotnames(type(value)):  # type: ignore[attr-defined]
             if hasattr(value, name):
@@ -197,7 +199,7 @@ def _is_plain_object(kind: type) -> bool:
         )
         and not hasattr(kind, "__deepcopy__")
         and not hasattr(kind, "__copy__")
-        and kind.__dictoffset__ != 0
+        and (kind.__dictoffset__ != 0 or bool(copyreg._slotnames(kind)))  # type: ignore[attr-defined]
         and kind.__module__ not in _SHARED_MODULES
     )
 
