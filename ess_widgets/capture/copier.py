@@ -111,7 +111,8 @@ class Copier:
         return copied
 
     def _object(self, value: Any, depth: int) -> Any:
-        copied = self._remember(value, type(value).__new__(type(value)))
+        kind: Any = type(value)
+        copied = self._remember(value, kind.__new__(kind))
         for name, item in list(getattr(value, "__dict__", {}).items()):
             copied.__dict__[name] = self.value(item, depth + 1)
         for name in copyreg._slotnames(type(value)):  # type: ignore[attr-defined]
