@@ -46,20 +46,24 @@ def find_conv1d(
     ):
         return None
     positions, channels = call.x.shape[-1], call.x.shape[-2]
+    # The convolution's own input does not tell the length, only what was given to the modules around it.
+    frames = [frame for frame in frames if all(t is not call.x for t in frame.tensors)]
     reasons: list[str] = []
     for front, stated in sequences.leading(positions, channels, 2 * call.reach, frames):
         length = positions - front
         if length < 2:
             continue
         if front and not _empty(call.x, front, cuts):
-            reasons.append(
-                f"{front} positions before the sequence hold values: earlier tokens, or a padding of its own"
-            )
+            if stated:
+                reasons.append(
+                    f"{front} positions before the sequence hold values: earlier tokens, or a padding of its own"
+                )
             continue
         reason = call.why_not(result, front, length)
         if reason is None:
             window = Window(max(call.start(front), 0))
-            return read_conv1d(call, result, front, length, batch(length), window), window
+            samples = batch(length) or sequences.batch(length, frames)
+            return read_conv1d(call, result, front, length, samples, window), window
         if stated:
             reasons.append(reason)
     return reasons[0] if reasons else None
@@ -82,7 +86,8 @@ def find_fourier(
         reason = call.why_not(length)
         if reason is None:
             window = Window(0)
-            return call.read(length, batch(length), window), window
+            samples = batch(length) or sequences.batch(length, frames)
+            return call.read(length, samples, window), window
         if stated:
             return reason
     return None

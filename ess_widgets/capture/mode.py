@@ -77,6 +77,7 @@ class _Open(Transparent):
     arguments: dict[str, Any]
     again: Callable[..., Any]
     before: int
+    path: str | None
 
 
 class CaptureMode(TorchFunctionMode):
@@ -512,7 +513,11 @@ class CaptureMode(TorchFunctionMode):
             return _Unknown(name, self._noted)
         with torch._C.DisableTorchFunction():
             kept = map_tree(arguments, lambda item: self.keep(item) if isinstance(item, Tensor) else item)
-            return _Open(name, kept, again, self._noted) if name in OPEN else (name, kept, again)
+            if name not in OPEN:
+                return name, kept, again
+            weight = arguments.get("weight")
+            path = self._owner(weight) if isinstance(weight, Tensor) else None
+            return _Open(name, kept, again, self._noted, path)
 
     def _function_ends(self, token: Any, result: Any) -> None:
         if result is None:
@@ -521,9 +526,11 @@ class CaptureMode(TorchFunctionMode):
             if self._noted == token.before:
                 self._read(token.name, "it is not known; ew.register teaches it")
             return
+        path = None
         if isinstance(token, _Open):
             if self._noted != token.before:
                 return
+            path = token.path
             token = token.name, token.arguments, token.again
         name, kept, again = token
         with torch._C.DisableTorchFunction():
@@ -531,18 +538,20 @@ class CaptureMode(TorchFunctionMode):
             module = self._tracker.frames[-1].module if self._tracker.frames else None
             read = recogniser(name)
             assert read is not None
-            self._read(name, read(Call(name, arguments, result, again, module)))
+            self._read(name, read(Call(name, arguments, result, again, module)), path)
 
     @property
     def _noted(self) -> int:
         """How many layers have been captured or left out."""
         return len(self.found) + len(self.seen.skipped)
 
-    def _read(self, what: str, reading: Reading | tuple[Reading, ...] | Linearised | str) -> None:
+    def _read(
+        self, what: str, reading: Reading | tuple[Reading, ...] | Linearised | str, path: str | None = None
+    ) -> None:
         self.seen.calls[what] += 1
         if isinstance(reading, str):
             if reading:
-                self._skip(f"{what}: {reading}")
+                self._skip(f"{what}: {reading}", path)
             return
         if isinstance(reading, tuple):
             for part in reading:
@@ -556,7 +565,6 @@ class CaptureMode(TorchFunctionMode):
                 name, reading if wanted else None, reading.own_tokens, crosses=False, family=reading.family
             )
             return
-        path = None if reading.weight is None else self._owner(reading.weight)
         name, wanted = self._next(path or self._inside(reading.name))
         self._add(name, Constructed(self._leaves, reading) if wanted else None, family=reading.family)
 

@@ -133,8 +133,6 @@ class Reading:
         What a group is: "head", "channel", or "layer" where all channels are mixed together.
     computed : callable, optional
         From ``tensors`` to what shows NaN, ``(batch, groups or 1, L, width)``, where ``outputs`` does work for it.
-    weight : Tensor, optional
-        A parameter, or a view of one: the layer is named after the module that holds it.
     """
 
     family: str
@@ -146,7 +144,6 @@ class Reading:
     name: str | None = None
     group: str = "head"
     computed: Callable[[Mapping[str, Any]], Tensor] | None = None
-    weight: Tensor | None = None
 
     @property
     def length(self) -> int:

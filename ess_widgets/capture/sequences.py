@@ -27,6 +27,7 @@ class Sequences:
         self._tokens = frozenset(tokens)
         signals = {n for t in inputs if _is_signal(t) for n in _lengths(t)}
         alone = {t.shape[0] for t in inputs if t.ndim == 1}
+        self._signals = inputs
         self._own = tokens or signals or alone
 
     def leading(
@@ -54,6 +55,12 @@ class Sequences:
         for frame in reversed(frames):
             seen = {n for t in frame.tensors if _is_signal(t) and t.ndim >= 3 for n in _lengths(t)}
             yield from ((n, False) for n in _before(length, seen - self._own, most))
+
+    def batch(self, length: int, frames: Sequence[Frame]) -> int | None:
+        """The batch size of the first input ``(batch, channels, length)``."""
+        given = (t for frame in reversed(frames) for t in frame.tensors)
+        signals = (t for t in (*self._signals, *given) if _is_signal(t) and t.ndim >= 3)
+        return next((t.shape[0] for t in signals if t.shape[-1] == length), None)
 
 
 def _before(length: int, lengths: Iterable[int], most: int) -> Iterator[int]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ess_widgets.capture.families._activations import before
 from ess_widgets.capture.layout import Layout
 from ess_widgets.capture.reading import Call, ModuleCall, ModuleRecogniser, Reading, first_tensor, without
 from ess_widgets.operators import (
@@ -116,6 +117,7 @@ def read_conv1d(
     """
     n, parts = (call.x.shape[0] if call.x.ndim == 3 else 1), call.groups
     out, into = call.weight.shape[0] // parts, call.weight.shape[1]
+    batch = batch if call.x.ndim == 3 else 1
     depthwise, in_batch = into == 1, n == 1 and batch is not None and batch > 1 and parts % batch == 0
     layout = Layout.of((n,), batch if batch is not None and n % batch == 0 else n)
     samples, more = layout.shape
@@ -235,7 +237,7 @@ def _fused(call: Call, x: Tensor, weight: Tensor) -> Reading | str:
         )
         skip = None if t["bias"] is None else t["bias"].unsqueeze(-1)
         if activation is not None:
-            y = before_silu(y if extra is None else y - extra, bare if skip is None else bare + skip)
+            y = before("silu", y, bare if skip is None else bare + skip, extra)
         elif extra is not None:
             skip = extra if skip is None else extra + skip
         return without(y, bare, skip, None).unsqueeze(-1)
@@ -248,23 +250,7 @@ def _fused(call: Call, x: Tensor, weight: Tensor) -> Reading | str:
         lambda t: t["x"].unsqueeze(-1),
         outputs,
         group="channel",
-        weight=call.first("weight"),
     )
-
-
-def before_silu(result: Tensor, guess: Tensor) -> Tensor:
-    """What ``silu`` was applied to, near ``guess``: itself where it explains the result, else one Newton step on.
-
-    ``silu`` has a minimum at -1.28 and is flat far below, so the result alone does not tell.
-    """
-    wide = torch.promote_types(result.dtype, torch.float32)
-    z = guess.to(wide)
-    sigmoid = torch.sigmoid(z)
-    error = result.to(wide) - z * sigmoid
-    rounding = 8 * torch.finfo(result.dtype).eps * (result.to(wide).abs() + z.abs() * sigmoid)
-    slope = sigmoid * (1 + z * (1 - sigmoid))
-    slope = torch.where(slope.abs() < 1e-3, torch.full_like(slope, 1e-3), slope)
-    return z + torch.where(error.abs() <= rounding, 0, error / slope)
 
 
 # Modules ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ess_widgets.capture.families._activations import before
 from ess_widgets.capture.families.convolution import Window
 from ess_widgets.capture.layout import Layout
 from ess_widgets.capture.reading import Call, ModuleCall, ModuleRecogniser, Reading, first_tensor, without
@@ -187,7 +187,7 @@ def _fftconv(call: Call) -> Reading | str:
         )
         assert bare is not None
         skip = None if t["D"] is None else t["u"] * t["D"].unsqueeze(-1).to(t["u"].dtype)
-        y = before_gelu(t["y"], bare if skip is None else bare + skip) if gelu else t["y"]
+        y = before("gelu", t["y"], bare if skip is None else bare + skip) if gelu else t["y"]
         return without(y, bare, skip, None).unsqueeze(-1)
 
     return Reading(
@@ -199,18 +199,6 @@ def _fftconv(call: Call) -> Reading | str:
         outputs,
         group="channel",
     )
-
-
-def before_gelu(result: Tensor, guess: Tensor) -> Tensor:
-    """What ``gelu`` was applied to, near ``guess``: itself where it explains the result, else one Newton step on."""
-    wide = torch.promote_types(result.dtype, torch.float32)
-    z = guess.to(wide)
-    error = result.to(wide) - F.gelu(z)
-    rounding = 8 * torch.finfo(result.dtype).eps * (result.to(wide).abs() + F.gelu(z).abs())
-    normal = torch.erf(z / math.sqrt(2)).add(1).div(2)
-    slope = normal + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    slope = torch.where(slope.abs() < 1e-3, torch.full_like(slope, 1e-3), slope)
-    return z + torch.where(error.abs() <= rounding, 0, error / slope)
 
 
 def _is_flash(module: nn.Module) -> bool:
