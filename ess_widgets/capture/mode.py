@@ -461,7 +461,9 @@ class CaptureMode(TorchFunctionMode):
         """What reads a module of this kind."""
         if isinstance(module, nn.RNNBase) and module in self.chosen:
             return None
-        return next((known for known in (*registry.MODULES, *MODULES) if known.fits(module)), None)
+        # (Asking a module for an attribute that it lacks is slow, and most modules are of these kinds.)
+        built_in = () if type(module) in _SIMPLE else MODULES
+        return next((known for known in (*registry.MODULES, *built_in) if known.fits(module)), None)
 
     def linearised(self, path: str, mixer: Linearised) -> None:
         """Add a module that is captured by its Jacobian because the user asked for it."""
@@ -685,6 +687,12 @@ class CaptureMode(TorchFunctionMode):
         return False
 
 
+_SIMPLE = frozenset(
+    {
+        nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Dropout, nn.SiLU, nn.GELU, nn.ReLU, nn.Identity,
+        nn.ModuleList, nn.ModuleDict,
+    }
+)  # fmt: skip
 _FORMS = {
     "scaled_dot_product_attention": "_sdpa",
     "multi_head_attention_forward": "_multi_head",
