@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +31,8 @@ class ModuleWatcher:
 
     Parameters
     ----------
-    root : nn.Module
-        The model that is run.
+    modules : iterable of nn.Module
+        Those of the model that is run.
     recogniser : callable
         The recogniser that fits a module, or None.
     keep : callable
@@ -44,7 +44,7 @@ class ModuleWatcher:
 
     def __init__(
         self,
-        root: nn.Module,
+        modules: Iterable[nn.Module],
         recogniser: Callable[[nn.Module], ModuleRecogniser | None],
         keep: Callable[[Tensor], Leaf],
         begin: Callable[[ModuleRecogniser], Any],
@@ -54,7 +54,7 @@ class ModuleWatcher:
         self._thread = threading.get_ident()
         self._running: list[_Running] = []
         self._handles: list[Any] = []
-        self._fits = {m: found for m in root.modules() if (found := recogniser(m)) is not None}
+        self._fits = {m: found for m in modules if (found := recogniser(m)) is not None}
 
     def __enter__(self) -> None:
         inside: dict[nn.Module, None] = {}

@@ -99,7 +99,13 @@ def _held(value: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[s
 
 
 class PathTracker:
-    """Follows, by hooks, which module is being run in the thread that made the tracker."""
+    """Follows, by hooks, which module is being run in the thread that made the tracker.
+
+    Attributes
+    ----------
+    modules : dict
+        All modules of the model, in order, as keys.
+    """
 
     def __init__(self, root: nn.Module) -> None:
         self.root_name = type(root).__name__
@@ -109,7 +115,9 @@ class PathTracker:
         self._modules: list[nn.Module] = []
         self._calls: Counter[tuple[str, int]] = Counter()
         self._handles: list[Any] = []
+        self.modules: dict[nn.Module, None] = {}
         for path, module in module_paths(root):
+            self.modules[module] = None
             if id(module) not in self._paths and not _is_plain_leaf(module) and not _is_scripted(module):
                 self._modules.append(module)
             self._paths.setdefault(id(module), []).append(path)

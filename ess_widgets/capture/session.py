@@ -140,7 +140,9 @@ class _Run:
         )
         mode.chosen = self.targets.choose(model)
         asked = Watch(mode.chosen, tracker, mode.keep, mode.linearised, mode.skipped)
-        modules = ModuleWatcher(model, mode.recogniser, mode.keep, mode.module_begins, mode.module_ends)
+        modules = ModuleWatcher(
+            tracker.modules, mode.recogniser, mode.keep, mode.module_begins, mode.module_ends
+        )
         args, kwargs = self.arguments.own()
         try:
             with modules, asked, tracker, mode, mode.functions:

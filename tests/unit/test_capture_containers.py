@@ -285,3 +285,23 @@ def test_positions_do_not_tell_the_batch() -> None:
     cap = good(Positions(), x=X, positions=torch.arange(6))
     swapped = good(Positions(), positions=torch.arange(6), x=X)
     assert cap[0].operator.shape == swapped[0].operator.shape == (2, 4, 6, 6)
+
+
+def test_mixers_that_are_recognised_by_their_attributes_may_be_held_anywhere() -> None:
+    from ess_widgets import register
+    from ess_widgets.operators import Dense
+
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.cumsum(1)
+
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = [Sum()]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[0](x)
+
+    with register(Sum, lambda module, call: Dense(torch.ones(6, 6).tril())):
+        assert list(good(Holds(), X)) == ["parts.0"]
