@@ -14,6 +14,7 @@ from torch import nn
 
 import ess_widgets as ew
 from ess_widgets.capture import CaptureError
+from ess_widgets.capture.core import LayerCapture
 from tests.survey import models
 from tests.survey.expected import KINDS, Expected, expected_mixers
 from tests.survey.hooked import watching
@@ -57,7 +58,8 @@ def attempt(
             row["unlisted"] = unlisted(model, call or {}, models.LENGTH, expected)
             row["hooked"] = _hooked(model, call or {}, expected)
     except Exception as error:  # noqa: BLE001 - whatever a model raises is a row
-        row["verdict"] = {"captured": "refused", "checked": "failed"}.get(row["stage"], "not built")
+        refused = "refused" if "residual" not in row else "failed"
+        row["verdict"] = refused if row["stage"] == "captured" else "not built"
         row["reason"] = _told(error)
     row["seconds"] = round(time.process_time() - start, 2)
     return row
@@ -86,7 +88,8 @@ def judge(
     row.update(found=whole, missing=missing, extra=extra)
     row["output_error"] = _difference(output, capture.output)
     bad = [layer for layer in layers if not layer["residual"] <= LIMITS[dtype]]
-    reasons = []
+    odd = [why for name, layer in capture.items() if (why := _odd(name, layer))]
+    reasons = odd[:1]
     if missing:
         reasons.append(
             f"missing {'; '.join(missing[:3])}" + (f" and {len(missing) - 3} more" if missing[3:] else "")
@@ -96,6 +99,15 @@ def judge(
     if not row["output_error"] <= _OUTPUT[dtype]:
         reasons.append(f"output differs from the model's own by {row['output_error']:.1e}")
     return {**row, "verdict": "failed" if reasons else "whole", "reason": ". ".join(reasons)}
+
+
+def _odd(name: str, layer: LayerCapture) -> str:
+    """What a residual does not show."""
+    if bool(layer.operator.matrix().triu(1).any()):
+        return f"the operator of {name} reads the future"
+    if not bool(layer.outputs.any()):
+        return f"{name} has zeros alone as outputs, which prove nothing"
+    return ""
 
 
 def _answer(model: nn.Module, call: dict[str, Any]) -> str:

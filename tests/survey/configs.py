@@ -28,7 +28,8 @@ _sizes(
     "intermediate_size ffn_dim d_ff dff n_inner ffn_hidden_size encoder_ffn_dim decoder_ffn_dim"
     " shared_intermediate_size moe_intermediate_size moe_shared_expert_intermediate_size"
     " shared_expert_intermediate_size intermediate_size_mlp expert_ffn_hidden_size dense_intermediate_size"
-    " attention_ffn_hidden_size mlp_hidden_size expert_intermediate_size feed_forward_size block_ff_dim d_inner shared_experts_intermediate_size",
+    " attention_ffn_hidden_size mlp_hidden_size expert_intermediate_size feed_forward_size block_ff_dim d_inner"
+    " shared_experts_intermediate_size",
 )
 _sizes(
     2,
@@ -41,8 +42,11 @@ _sizes(
     " num_encoder_attention_heads num_decoder_attention_heads attention_heads swa_num_attention_heads"
     " num_attention_heads_swa linear_num_value_heads linear_num_heads",
 )
-_sizes(2, "num_key_value_heads kv_n_heads num_kv_heads swa_num_key_value_heads num_global_key_value_heads")
-_sizes(2, "linear_num_key_heads")
+_sizes(
+    2,
+    "num_key_value_heads kv_n_heads num_kv_heads swa_num_key_value_heads num_global_key_value_heads"
+    " linear_num_key_heads",
+)
 _sizes(
     8,
     "head_dim attention_head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim kv_channels d_kv global_head_dim"
@@ -56,7 +60,8 @@ _sizes(
 )
 _sizes(
     4,
-    "num_local_experts num_experts n_routed_experts moe_num_experts num_routed_experts num_moe_experts index_n_heads zero_expert_num",
+    "num_local_experts num_experts n_routed_experts moe_num_experts num_routed_experts num_moe_experts index_n_heads"
+    " zero_expert_num time_step_rank",
 )
 _sizes(2, "mamba_n_groups mamba_ngroups n_groups mamba_num_groups")
 _sizes(1, "n_group num_expert_group topk_group n_shared_experts num_shared_experts moe_num_shared_experts")
@@ -69,9 +74,10 @@ _sizes(
     6,
     "sliding_window sliding_window_size attention_chunk_size window_size attention_window_size local_window_size",
 )
-_sizes(8, "state_size mamba_d_state ssm_state_size index_topk mamba_state_dim d_state")
-_sizes(4, "time_step_rank")
-_sizes(8, "chunk_size mamba_chunk_size")
+_sizes(
+    8,
+    "state_size mamba_d_state ssm_state_size mamba_state_dim d_state index_topk chunk_size mamba_chunk_size",
+)
 _sizes(0, "pad_token_id padding_idx")
 _sizes(1, "bos_token_id")
 _sizes(2, "eos_token_id decoder_start_token_id forced_eos_token_id")
@@ -87,10 +93,7 @@ def tiny(model_type: str) -> Any:
     """A configuration of ``model_type`` with every kind of layer of the family, small enough for any CPU."""
     import transformers
 
-    return _tiny(transformers.CONFIG_MAPPING[model_type], model_type)
-
-
-def _tiny(config_class: Any, model_type: str) -> Any:
+    config_class = transformers.CONFIG_MAPPING[model_type]
     return config_class(**_arguments(config_class, OVERRIDES.get(model_type, {})))
 
 

@@ -205,6 +205,13 @@ def _row(model: nn.Module, call: dict[str, Any]) -> dict[str, Any]:
     return judge(model, call, expected, output, F32)
 
 
+class _Future(Dense):
+    def matrix(self) -> Tensor:
+        T = super().matrix().clone()
+        T[..., 0, -1] = 1e-7  # too little for the residual
+        return T
+
+
 class _Fault(LayerCapture):
     """A capture of the second layer gone wrong in one way."""
 
@@ -223,6 +230,8 @@ class _Fault(LayerCapture):
             T = T * 1.001
         elif self.fault == "shift":
             T = T.roll(1, -1).tril()
+        elif self.fault == "future":
+            return _Future(T)
         return Dense(T)
 
     @property
@@ -230,7 +239,11 @@ class _Fault(LayerCapture):
         found = super().outputs
         if self.fault == "outputs" and "layers.1." in self.name:
             found = found.flip(2)
-        return found
+        return found * 0 if self.fault == "zeros" else found
+
+    @property
+    def inputs(self) -> Tensor:
+        return super().inputs * 0 if self.fault == "zeros" else super().inputs
 
     @property
     def residual(self) -> Tensor:
@@ -248,6 +261,21 @@ def test_a_planted_fault_is_a_failure(monkeypatch: pytest.MonkeyPatch, fault: st
     row = _row(model, call)
     assert row["verdict"] == "failed"
     assert "in model.layers.1.self_attn and 0 more" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("future", "reads the future"), ("zeros", "zeros alone as outputs")]
+)
+def test_what_a_residual_does_not_show_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
+) -> None:
+    model, call = models.build("llama", "sdpa", F32), models.call("llama")
+    monkeypatch.setattr(_CORE, "LayerCapture", _Fault)
+    monkeypatch.setattr(_Fault, "fault", fault)
+    row = _row(model, call)
+    assert row["verdict"] == "failed"
+    assert reason in row["reason"]
+    assert row["residual"] <= 1e-6
 
 
 def test_a_missing_mixer_and_another_output_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
