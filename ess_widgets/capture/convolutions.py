@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ess_widgets.capture import calls
@@ -36,6 +37,8 @@ def find_conv1d(
         The reading and the part of the result it takes; the reason why a convolution along the sequence is left out;
         None for other convolutions, and those of a single tap.
     """
+    if not _has_values(result):
+        return None
     call = Conv1d.of(args, kwargs)
     if (
         call is None
@@ -77,7 +80,7 @@ def find_fourier(
     batch: Callable[[int], int | None],
 ) -> tuple[Reading, Window] | str | None:
     """Read a product of spectra that is transformed back; returns as :func:`find_conv1d`."""
-    if call.positions is None:
+    if call.positions is None or not _has_values(call.result):
         return None
     for behind, stated in sequences.leading(call.positions, 0, call.positions // 2, frames):
         length = call.positions - behind
@@ -103,6 +106,12 @@ def owner(weight: Tensor, frames: Sequence[Frame]) -> str | None:
             if _holds(module, where, weight.data_ptr()):
                 return ".".join(part for part in (frame.path, path) if part) or None
     return None
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at: not inside ``torch.func.vmap``, nor on the meta device."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not wrapped and not tensor.is_meta
 
 
 def _holds(module: nn.Module, where: int, pointer: int) -> bool:

@@ -18,7 +18,7 @@ class Sequences:
     ----------
     inputs : iterable of Tensor
         What the model was given. Token ids and masks, ``(batch, L)``, say the length; where there are none,
-        ``(batch, L, width)`` or ``(batch, channels, L)`` leave two possibilities.
+        ``(batch, L, width)``, ``(batch, channels, L)`` and ``(L, batch, width)`` are possible.
     """
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
@@ -69,7 +69,7 @@ def _before(length: int, lengths: Iterable[int], most: int) -> Iterator[int]:
 
 def _lengths(tensor: Tensor) -> tuple[int, ...]:
     if tensor.ndim >= 3:
-        return tensor.shape[1], tensor.shape[-1]
+        return tensor.shape[1], tensor.shape[-1], tensor.shape[0]
     return tuple(tensor.shape[:2])
 
 

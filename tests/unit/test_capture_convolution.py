@@ -271,6 +271,42 @@ def test_samples_and_heads_in_one_dimension(kind: type[nn.Module]) -> None:
         torch.testing.assert_close(layer.outputs[..., 0], model(x))
 
 
+def test_time_first_and_signals_without_channels() -> None:
+    class TimeFirst(Conv):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.permute(1, 2, 0)).permute(2, 0, 1)
+
+    x = torch.randn(L, B, C)
+    layer = ew.capture(TimeFirst(CAUSAL["pad"]), x)["conv"]
+    assert torch.equal(layer.inputs[..., 0], x.permute(1, 2, 0))
+    assert layer.residual.max() <= 1e-6
+
+    class Signal(Conv):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.unsqueeze(1)).squeeze(1)
+
+    model = Signal(CAUSAL["pad"], in_channels=1, out_channels=1, groups=1)
+    layer = ew.capture(model, torch.randn(B, L))["conv"]
+    assert layer.operator.shape == (B, 1, L, L)
+    assert layer.residual.max() <= 1e-6
+
+
+def test_inside_vmap_nothing_is_seen_and_nothing_fails() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(C, C, 4, groups=C), Inside(C, C, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.vmap(lambda one: self.a(F.pad(one, (3, 0))))(x))
+
+    model, x = Mapped(), signal()
+    cap = ew.capture(model, x)
+    assert list(cap) == ["b"]
+    with torch.no_grad():
+        torch.testing.assert_close(cap.output, model(x))
+
+
 def test_without_a_batch() -> None:
     layer = ew.capture(Inside(C, C, 3, groups=C), signal(batch=1)[0])[0]
     assert layer.operator.shape == (1, C, L, L)
