@@ -88,7 +88,7 @@ def _held(value: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[s
     elif isinstance(value, list | tuple | deque):
         items = list(enumerate(value))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+        items = [(field.name, _stored(value, field.name)) for field in dataclasses.fields(value)]
     elif type(type(value)) is type and not callable(value):
         items = list(getattr(value, "__dict__", {}).items())
     else:
@@ -96,6 +96,18 @@ def _held(value: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[s
     seen.add(id(value))
     for name, item in items:
         yield from _held(item, f"{path}.{name}", seen, depth - 1)
+
+
+def _stored(value: Any, name: str) -> Any:
+    """An attribute as it is stored; no property or ``__getattribute__`` of the user's class runs."""
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        found = {}
+    if name in found:
+        return found[name]
+    slot = getattr(type(value), name, None)
+    return slot.__get__(value) if inspect.ismemberdescriptor(slot) else None
 
 
 class PathTracker:

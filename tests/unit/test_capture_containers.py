@@ -305,3 +305,23 @@ def test_mixers_that_are_recognised_by_their_attributes_may_be_held_anywhere() -
 
     with register(Sum, lambda module, call: Dense(torch.ones(6, 6).tril())):
         assert list(good(Holds(), X)) == ["parts.0"]
+
+
+@dataclasses.dataclass
+class Guarded:
+    """Settings that object to being read."""
+
+    width: int = 8
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "width":
+            raise RuntimeError("ask the layers for their width")
+        return super().__getattribute__(name)
+
+
+def test_settings_that_object_to_being_read_are_left_alone() -> None:
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    layer.settings = Guarded()
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(5)
+    cap = ew.capture(layer, torch.randn(1, 5, 8), src_mask=mask, is_causal=True)
+    assert list(cap) == ["self_attn"]
