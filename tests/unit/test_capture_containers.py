@@ -323,5 +323,5 @@ def test_settings_that_object_to_being_read_are_left_alone() -> None:
     layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     layer.settings = Guarded()
     mask = torch.nn.Transformer.generate_square_subsequent_mask(5)
-    cap = ew.capture(layer, torch.randn(1, 5, 8), src_mask=mask, is_causal=True)
+    cap = capture(layer, torch.randn(1, 5, 8), src_mask=mask, is_causal=True)
     assert list(cap) == ["self_attn"]
