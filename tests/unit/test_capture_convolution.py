@@ -681,3 +681,11 @@ def test_dynamic_convolution_of_inkling() -> None:
         assert layer.state_size.max() == 3
         static = VaryingConvolution(layer.operator.kernel.mean(2, keepdim=True).expand(-1, -1, L, -1))
         assert residual(static, layer.inputs, layer.outputs).max() > 0.1
+
+
+@pytest.mark.parametrize("groups", [1, C])
+def test_nan_is_reported_at_its_token(groups: int) -> None:
+    x = signal()
+    x[1, 2, 7] = torch.nan
+    with pytest.raises(CaptureError, match=r"NaN or infinity in layer 'conv': sample 1, head 0, position 7"):
+        ew.capture(Conv(CAUSAL["pad"], groups=groups), x)

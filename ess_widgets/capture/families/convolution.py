@@ -165,8 +165,26 @@ def read_conv1d(
         kernel = kernel.repeat(more, 1, 1, 1) if more > 1 else kernel
         return MimoConvolution(kernel.expand(samples, *kernel.shape[-4:]), length, valid=valid)
 
+    def computed(t: Mapping[str, Any]) -> Tensor:
+        at: Window = t["window"]
+        y: Tensor = t["y"][..., at.start : at.start + length]
+        return (
+            y.mT.reshape(samples, -1, length, y.shape[-2])
+            if not in_batch
+            else arrange(y, out, max(out, into))
+        )
+
     group = "channel" if depthwise else "layer" if parts == 1 else "group"
-    return Reading("convolution", (samples, groups, length), tensors, operator, inputs, outputs, group=group)
+    return Reading(
+        "convolution",
+        (samples, groups, length),
+        tensors,
+        operator,
+        inputs,
+        outputs,
+        group=group,
+        computed=computed,
+    )
 
 
 def _outside(form: Form, t: Mapping[str, Any], front: int, at: Window, length: int) -> Tensor | None:
@@ -250,6 +268,7 @@ def _fused(call: Call, x: Tensor, weight: Tensor) -> Reading | str:
         lambda t: t["x"].unsqueeze(-1),
         outputs,
         group="channel",
+        computed=lambda t: (t["y"] if last else t["y"].mT).unsqueeze(1),
     )
 
 
@@ -313,7 +332,16 @@ def _gated_convolution(call: ModuleCall) -> Reading | str:
     def inputs(t: Mapping[str, Any]) -> Tensor:
         return _three(t["BCx"], gate)[2].unsqueeze(-1)
 
-    return Reading("convolution", (batch, width, L), tensors, operator, inputs, outputs, group="channel")
+    return Reading(
+        "convolution",
+        (batch, width, L),
+        tensors,
+        operator,
+        inputs,
+        outputs,
+        group="channel",
+        computed=lambda t: t["y"].unsqueeze(1),
+    )
 
 
 def _three(BCx: Tensor, gate: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -370,7 +398,16 @@ def _dynamic_convolution(call: ModuleCall) -> Reading | str:
         mixed = (windows * kernel(t)).sum(-1)
         return without(t["y"].mT, mixed * scale, u.mT * scale, None).div(scale).unsqueeze(-1)
 
-    return Reading("convolution", (batch, channels, L), tensors, operator, inputs, outputs, group="channel")
+    return Reading(
+        "convolution",
+        (batch, channels, L),
+        tensors,
+        operator,
+        inputs,
+        outputs,
+        group="channel",
+        computed=lambda t: t["y"].unsqueeze(1),
+    )
 
 
 def _one(value: Any) -> int:

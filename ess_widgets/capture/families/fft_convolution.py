@@ -198,6 +198,7 @@ def _fftconv(call: Call) -> Reading | str:
         lambda t: t["u"].unsqueeze(-1),
         outputs,
         group="channel",
+        computed=lambda t: t["y"].unsqueeze(-1),
     )
 
 
