@@ -118,7 +118,13 @@ def cost(model: nn.Module, ids: Tensor, implementation: str, threads: int, repea
 
 def memory(implementation: str, length: int, model: str | None = None) -> Memory:
     """Measure in a process of its own."""
-    command = [sys.executable, "-m", __name__, f"--child={implementation}", f"--tokens={length}"]
+    command = [
+        sys.executable,
+        "-m",
+        f"{__package__}.capture",
+        f"--child={implementation}",
+        f"--tokens={length}",
+    ]
     command += [f"--model={model}"] if model else []
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -179,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cpu")
     heading = machine.heading("What a capture costs", device)
     model, tokenizer = demo.load(args.model, fallback=False)
+    model.float()
     ids = tokens(tokenizer, args.tokens)
     if args.child:
         print(json.dumps(measured(model, ids, args.child)))
