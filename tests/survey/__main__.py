@@ -37,6 +37,7 @@ def main() -> None:
             f"{number}/{len(chosen)} {name} ({result['seconds']} s) {status(results[name])}: {told}",
             flush=True,
         )
+    write({key: results[key] for key in known if key in results}, versions)
     numbers = summary(results)
     print(f"{numbers['whole']} of {numbers['built']} captured whole; {time.monotonic() - start:.0f} s")
 

@@ -30,6 +30,7 @@ with torch {torch} and transformers {transformers}; the numbers are in `tests/su
 * **Padded**: the same with the first five tokens of one sample as padding, in float32.
 * The counts are checked without names: in every model each module is run again with one token of its input changed; the innermost modules whose later outputs
   change must be the expected mixers. Beyond them this finds {unlisted}.
+* Entries beyond the expected, all within the residual's limit: {extra}.
 * Of {operators} operators captured in float32 (eager), plain hooks on the modules saw the same output tensor for {seen}; the others lie between two lines of
   one module (before a gate, a bias or a skip), where only the residual and the logits vouch for them.
 * Sequences have 24 tokens, windows 6, chunks and index selections 8, so that they bind. Cross-attention is left out. Flash attention needs a GPU, "paged" the engine of
@@ -144,8 +145,11 @@ def _checks(results: dict[str, Any]) -> dict[str, Any]:
     rows = {name: row for name, result in results.items() for row in result["rows"] if "hooked" in row}
     others = {name: row["unlisted"] for name, row in rows.items() if row.get("unlisted")}
     listed = "; ".join(f"{', '.join(modules)} in {name}" for name, modules in others.items())
+    extra = {name: row["extra"] for name, row in rows.items() if row.get("extra")}
+    beyond = "; ".join(f"{len(entries)} in {name} ({entries[0]}, ...)" for name, entries in extra.items())
     return {
         "unlisted": listed or "nothing",
+        "extra": beyond or "none",
         "seen": sum(row["hooked"][0] for row in rows.values()),
         "operators": sum(row["hooked"][1] for row in rows.values()),
     }
