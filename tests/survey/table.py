@@ -29,7 +29,7 @@ with torch {torch} and transformers {transformers}; the numbers are in `tests/su
   **every** implementation that it accepts, in float32 and bfloat16.
 * **Padded**: the same with the first five tokens of one sample as padding, in float32.
 * The counts are checked without names: in every model each module is run again with one token of its input changed; the innermost modules whose later outputs
-  change must be the expected mixers. Beyond them this finds {unlisted}.
+  change should all lie inside expected mixers or cross-attention. Outside of them this finds {unlisted}.
 * Entries beyond the expected, all within the residual's limit: {extra}.
 * Of {operators} operators captured in float32 (eager), plain hooks on the modules saw the same output tensor for {seen}; the others lie between two lines of
   one module (before a gate, a bias or a skip), where only the residual and the logits vouch for them.
