@@ -18,7 +18,7 @@ from ess_widgets.capture.errors import CaptureError
 __all__ = ["Arguments", "by_name", "forward_signature", "unpack"]
 
 # What can be gone through once only.
-_ONCE = (
+_ONCE: tuple[type, ...] = (
     GeneratorType,
     map,
     zip,
@@ -27,7 +27,7 @@ _ONCE = (
     reversed,
     *(type(iter(c())) for c in (list, tuple, dict, set)),
 )
-_TEE = type(itertools.tee(())[0])
+_TEE: type = type(itertools.tee(())[0])
 _DEPTH = 4
 
 
@@ -77,7 +77,8 @@ def _own(copier: Copier, value: Any) -> Any:
 
 
 def _repeatable(value: Any) -> Any:
-    return itertools.tee(value, 1)[0] if isinstance(value, _ONCE) else value
+    once: Any = value
+    return itertools.tee(once, 1)[0] if isinstance(value, _ONCE) else value
 
 
 def _walk(tree: Any, change: Callable[[Any], Any]) -> Any:

@@ -14,8 +14,9 @@ from ess_widgets.capture import session
 from ess_widgets.capture.errors import CaptureError, UnknownLayerError
 from ess_widgets.capture.explain import nothing_found
 from ess_widgets.capture.mixer import Mixer
-from ess_widgets.capture.mode import Found
 from ess_widgets.capture.names import Selector, closest
+from ess_widgets.capture.quiet import quietly
+from ess_widgets.capture.record import Found
 from ess_widgets.capture.residual import residual
 from ess_widgets.capture.targets import Targets
 from ess_widgets.operators import Operator
@@ -242,6 +243,15 @@ def run(
         should_stop=should_stop,
         on_layer=on_layer,
     )
+    # Looking at results calls torch too: here as well an interrupt must leave the thread as it was.
+    kept, skipped = quietly(lambda quiet: _gather(model, outcome, selector))
+    return Capture(kept, outcome.output if keep_output else None, skipped)
+
+
+def _gather(
+    model: nn.Module, outcome: session.Outcome, selector: Selector
+) -> tuple[dict[str, LayerCapture], dict[str, str]]:
+    """The layers that were asked for, checked, and why others are left out."""
     names = [found.name for found in outcome.found]
     if not names:
         raise CaptureError(nothing_found(model, outcome.seen))
@@ -260,7 +270,7 @@ def run(
     if not kept:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in skipped.items())
         raise CaptureError(f"none of the requested layers can be captured: {reasons}.")
-    return Capture(kept, outcome.output if keep_output else None, skipped)
+    return kept, skipped
 
 
 def _check(found: Found, names: list[str]) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from torch import nn
 
 from ess_widgets.capture.families import FUNCTIONS, PREFIXES
-from ess_widgets.capture.mode import Seen
+from ess_widgets.capture.record import Seen
 
 __all__ = ["nothing_found"]
 

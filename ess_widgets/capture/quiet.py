@@ -79,7 +79,7 @@ class Quiet:
         """Put everything back; may be called again where it was interrupted."""
         if sys.getprofile() is not self._profile:
             sys.setprofile(None)
-            if hasattr(self._profile, "enable"):  # a cProfile.Profile: sys.setprofile does not take it
+            if self._profile is not None and hasattr(self._profile, "enable"):  # a cProfile.Profile: sys.setprofile does not take it
                 self._profile.enable()
             else:
                 sys.setprofile(self._profile)

@@ -161,7 +161,11 @@ class Replica:
 
 def replicate(model: nn.Module, private: Container[str] = ()) -> Replica:
     """Copy a model's structure; parameters named in ``private`` are copied too, because a forward writes to them."""
-    with torch.inference_mode(False), torch.no_grad():
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return replicate(model, private)
+    # (Where it changes nothing it is not entered: what an interrupt leaves of it changes the thread once it is freed.)
+    with torch.no_grad():
         return Replica(model, private)
 
 

@@ -14,10 +14,11 @@ from ess_widgets.capture.arguments import Arguments
 from ess_widgets.capture.errors import CaptureError, NotCausalError
 from ess_widgets.capture.guard import LeakedWeight, WrittenWeight
 from ess_widgets.capture.inplace import ALONE, Loan
-from ess_widgets.capture.mode import CaptureMode, Found, Seen
+from ess_widgets.capture.mode import CaptureMode
 from ess_widgets.capture.modules import ModuleWatcher
 from ess_widgets.capture.names import PathTracker, Selector
 from ess_widgets.capture.quiet import Quiet, quietly
+from ess_widgets.capture.record import Found, Seen
 from ess_widgets.capture.replica import Replica, Uncopyable, has_storage, replicate, unwrap
 from ess_widgets.capture.targets import Targets, Watch
 
@@ -127,6 +128,7 @@ class _Run:
             foreign = {p: n for n, t in model.named_buffers() if has_storage(t) and (p := calls.storage(t))}
         foreign.update({p: "an argument" for t in inputs if (p := calls.storage(t)) is not None})
         tracker = PathTracker(model)
+        chosen = self.targets.choose(model)
         mode = CaptureMode(
             tracker,
             self.selector,
@@ -134,24 +136,29 @@ class _Run:
             stated=padding.stated(self.arguments.by_name(), self.arguments.accepts),
             weights=weights,
             foreign=foreign,
+            chosen=chosen,
             is_original=None if replica is None else replica.is_original,
             should_stop=self.should_stop,
             on_layer=self.on_layer,
         )
-        mode.chosen = self.targets.choose(model)
-        asked = Watch(mode.chosen, tracker, mode.keep, mode.linearised, mode.skipped)
+        record, recognition = mode.record, mode.recognition
+        asked = Watch(chosen, tracker, record.keep, record.linearised, record.seen.skipped.__setitem__)
         modules = ModuleWatcher(
-            tracker.modules, mode.recogniser, mode.keep, mode.module_begins, mode.module_ends
+            tracker.modules,
+            recognition.recogniser,
+            record.keep,
+            recognition.module_begins,
+            recognition.module_ends,
         )
         args, kwargs = self.arguments.own()
         try:
-            with modules, asked, tracker, mode, mode.functions:
+            with modules, asked, tracker, mode, recognition.functions:
                 output = model(*args, **kwargs)
                 if isinstance(output, GeneratorType):
                     output = list(output)  # it runs only while somebody asks for more
         finally:
             mode.finish()
-        return Outcome(mode.found, mode.seen, output)
+        return Outcome(record.found, record.seen, output)
 
 
 def _patched(model: nn.Module, weight: str) -> str:
