@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ess_widgets.capture import session
 from ess_widgets.capture.errors import CaptureError, UnknownLayerError
 from ess_widgets.capture.explain import nothing_found
+from ess_widgets.capture.interception import session
+from ess_widgets.capture.interception.quiet import quietly
+from ess_widgets.capture.linearisation.targets import Targets
 from ess_widgets.capture.mixer import Mixer
 from ess_widgets.capture.names import Selector, closest
-from ess_widgets.capture.quiet import quietly
 from ess_widgets.capture.record import Found
 from ess_widgets.capture.residual import residual
-from ess_widgets.capture.targets import Targets
 from ess_widgets.operators import Operator
 
 __all__ = ["Capture", "LayerCapture", "capture", "run"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ess_widgets.capture.tape import Leaves, Ref
+from ess_widgets.capture.interception.tape import Leaves, Ref
 from ess_widgets.operators import Operator
 
 __all__ = ["Future", "Mixer"]

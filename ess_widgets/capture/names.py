@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ess_widgets.capture.copier import ATOMIC
 from ess_widgets.capture.errors import UnknownLayerError
+from ess_widgets.capture.interception.copier import ATOMIC
 
 __all__ = ["Frame", "PathTracker", "Selector", "closest", "join", "module_paths"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ess_widgets.capture.linearised import Linearised
+from ess_widgets.capture.interception.tape import Leaf, Leaves, flat, map_tree
+from ess_widgets.capture.linearisation.linearised import Linearised
 from ess_widgets.capture.mixer import Future, Mixer
-from ess_widgets.capture.tape import Leaf, Leaves, flat, map_tree
 from ess_widgets.operators import Operator
 
 __all__ = [

@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ess_widgets.capture import padding
-from ess_widgets.capture.joined import Chunks, Joins, Rows
-from ess_widgets.capture.layout import batch_size
-from ess_widgets.capture.linearised import Linearised
+from ess_widgets.capture.attention.joined import Chunks, Joins, Rows
+from ess_widgets.capture.attention.layout import batch_size
+from ess_widgets.capture.attention.weights import Weights
+from ess_widgets.capture.interception import padding
+from ess_widgets.capture.interception.tape import Leaf, Leaves
+from ess_widgets.capture.linearisation.linearised import Linearised
 from ess_widgets.capture.mixer import Future, Mixer
 from ess_widgets.capture.names import PathTracker, Selector
 from ess_widgets.capture.reading import Constructed, Reading
-from ess_widgets.capture.tape import Leaf, Leaves
-from ess_widgets.capture.weights import Weights
 
 __all__ = ["Found", "Record", "Seen"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ess_widgets as ew
 from ess_widgets.capture import CaptureError
-from ess_widgets.capture.functions import FunctionWatcher
+from ess_widgets.capture.recognition.functions import FunctionWatcher
 from ess_widgets.operators import selective_ssm
 
 Scan = Callable[..., Tensor]

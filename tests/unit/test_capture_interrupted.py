@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ess_widgets import capture
-from ess_widgets.capture.inplace import ALONE
+from ess_widgets.capture.interception.inplace import ALONE
 from tests.unit.models import Fused, InPlace, TinyLM, tokens
 from tests.unit.test_capture_untouched import same, state
 

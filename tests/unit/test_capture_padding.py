@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ess_widgets as ew
-from ess_widgets.capture import padding
+from ess_widgets.capture.interception import padding
 from tests.unit.models import Heads, forbidden
 from tests.unit.test_capture_families import build, ids
 

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from ess_widgets import capture
-from ess_widgets.capture.replica import replicate
+from ess_widgets.capture.interception.replica import replicate
 from tests.unit.models import Fused, Heads, InPlace, TinyLM, forbidden, tokens
 from tests.unit.test_capture_untouched import unchanged
 

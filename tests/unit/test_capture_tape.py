@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ess_widgets import capture
-from ess_widgets.capture.replay import replay, structure
-from ess_widgets.capture.tape import Leaves, Tape
+from ess_widgets.capture.attention.replay import replay, structure
+from ess_widgets.capture.interception.tape import Leaves, Tape
 from tests.unit.models import forbidden
 
 L = 10

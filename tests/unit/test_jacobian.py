@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import ess_widgets as ew
-from ess_widgets.capture import CaptureError, NotCausalError, UnknownLayerError, differentiate
-from ess_widgets.capture.precise import cast
+from ess_widgets.capture import CaptureError, NotCausalError, UnknownLayerError
+from ess_widgets.capture.linearisation import differentiate
+from ess_widgets.capture.linearisation.precise import cast
 from tests.unit.models import Fused, InPlace, forbidden
 
 

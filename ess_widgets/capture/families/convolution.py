@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ess_widgets.capture.attention.layout import Layout
 from ess_widgets.capture.families._activations import before
-from ess_widgets.capture.layout import Layout
 from ess_widgets.capture.reading import Call, ModuleCall, ModuleRecogniser, Reading, first_tensor, without
 from ess_widgets.operators import (
     Convolution,

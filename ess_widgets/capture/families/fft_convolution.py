@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ess_widgets.capture.attention.layout import Layout
+from ess_widgets.capture.convolution.spectra import Factor, Product
 from ess_widgets.capture.families._activations import before
 from ess_widgets.capture.families.convolution import Window
-from ess_widgets.capture.layout import Layout
 from ess_widgets.capture.reading import Call, ModuleCall, ModuleRecogniser, Reading, first_tensor, without
-from ess_widgets.capture.spectra import Factor, Product
 from ess_widgets.operators import Convolution, Operator, gated_convolution
 
 __all__ = ["FUNCTIONS", "MODULES", "OPEN", "FourierConvolution"]

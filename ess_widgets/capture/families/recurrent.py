@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from ess_widgets.capture.errors import CaptureError
-from ess_widgets.capture.linearise import Options, linearise
-from ess_widgets.capture.linearised import Linearised
+from ess_widgets.capture.linearisation.linearise import Options, linearise
+from ess_widgets.capture.linearisation.linearised import Linearised
 from ess_widgets.capture.reading import ModuleCall, ModuleRecogniser
 
 __all__ = ["MODULES"]

@@ -1,0 +1,1 @@
+"""Convolutions along the sequence, by the calls that a model makes."""

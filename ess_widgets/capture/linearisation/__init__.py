@@ -1,0 +1,1 @@
+"""Operators of anything causal, by its derivative at the current input."""

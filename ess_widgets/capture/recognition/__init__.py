@@ -1,0 +1,1 @@
+"""Functions recognised by their names and modules by their attributes."""
