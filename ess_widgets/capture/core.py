@@ -60,8 +60,18 @@ class LayerCapture:
         """``T``, leading dimensions ``(batch, groups)``; its matrix is float32, or float64 where the model is."""
         if self._operator is None:
             with torch.no_grad():
-                self._operator = self._mixer.operator(self.valid)
+                self._operator = self._built()
         return self._operator
+
+    def _built(self) -> Operator:
+        try:
+            return self._mixer.operator(self.valid)
+        except (TypeError, ValueError, IndexError, KeyError) as error:
+            raise CaptureError(
+                f"the operator of layer {self.name!r} ({self.family}) cannot be built from what the model's code was given "
+                f"there: {type(error).__name__}: {error} If that code does something else than its name says, "
+                "ess_widgets.register tells how to read it."
+            ) from error
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ess_widgets.capture.families._expected import takes
 from ess_widgets.capture.families._fused import PACKED, Kept, Parts, activated, short_inside
 from ess_widgets.capture.families._scan import scan, steps, wide
 from ess_widgets.capture.families._undo import Ending, settled
@@ -79,6 +80,7 @@ def _per_channel(x: Tensor, A: Tensor, length: int) -> Tensor:
     return x.repeat_interleave(A.shape[0] // x.shape[1], 1) if x.shape[1] > 1 else x
 
 
+@takes("xz: 3", "A: 2", "conv1d_weight: 2 3", "x_proj_weight: 2", "delta_proj_weight: 2")
 def inner(call: Call) -> Reading | tuple[Reading, ...] | str:
     """``mamba_inner_fn(xz, conv1d_weight, …, A, B, C, D, delta_bias, …)``, ``xz`` ``(batch, 2 channels, L)``."""
     given = call.first

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ess_widgets.capture.families._expected import takes
 from ess_widgets.capture.families._fused import PACKED, Kept, Parts, activated, short_inside
 from ess_widgets.capture.families._scan import filled, scan, steps, wide
 from ess_widgets.capture.families._undo import Ending, settled
@@ -82,6 +83,7 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+@takes("zxbcdt: 3", "A: 1", "conv1d_weight: 2 3", "dt_bias: 1")
 def split_scan(call: Call) -> Reading | tuple[Reading, ...] | str:
     """``mamba_split_conv1d_scan_combined(zxbcdt, conv1d_weight, …)``, ``zxbcdt`` ``(batch, L, …)``."""
     given = call.first

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ess_widgets.capture.attention.layout import Layout
 from ess_widgets.capture.families._activations import before
+from ess_widgets.capture.families._expected import takes
 from ess_widgets.capture.reading import Call, ModuleCall, ModuleRecogniser, Reading, first_tensor, without
 from ess_widgets.operators import (
     Convolution,
@@ -222,6 +223,7 @@ def _again(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 # Fused kernels ------------------------------------------------------------------------------------------------
 
 
+@takes("x hidden_states: 3", "weight: 2 3")
 def _causal_conv1d(call: Call) -> Reading | str:
     """``causal_conv1d_fn(x, weight, bias, …, activation)``: ``x`` ``(batch, channels, L)``, ``weight`` ``(channels, K)``."""
     x, weight = call.first("x", "hidden_states"), call.first("weight")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ess_widgets.capture.attention.layout import Layout
 from ess_widgets.capture.convolution.spectra import Factor, Product
 from ess_widgets.capture.families._activations import before
+from ess_widgets.capture.families._expected import takes
 from ess_widgets.capture.families.convolution import Window
 from ess_widgets.capture.reading import Call, ModuleCall, ModuleRecogniser, Reading, first_tensor, without
 from ess_widgets.operators import Convolution, Operator, gated_convolution
@@ -164,6 +165,7 @@ def back(spectrum: Tensor, points: int, onesided: bool) -> Tensor:
 # Fused kernels ------------------------------------------------------------------------------------------------
 
 
+@takes("u: 3", "k: 2")
 def _fftconv(call: Call) -> Reading | str:
     """``fftconv_func(u, k, D, dropout_mask, gelu, …)``, ``u`` ``(batch, channels, L)``, ``k`` ``(channels, taps)``."""
     u, k, D, y = call.first("u"), call.first("k"), call.first("D"), call.output

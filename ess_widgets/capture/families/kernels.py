@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ess_widgets.capture.families._expected import Needs, needs
 from ess_widgets.capture.reading import Call, Reading, Recogniser
 from ess_widgets.operators import Operator
 
@@ -80,6 +81,13 @@ class Kernel:
     packs: bool = True
     values: Callable[[Mapping[str, Any]], Tensor] | None = None
     by_channel: Callable[[Mapping[str, Any]], bool] | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """The tensors without which a call is none of such a function."""
+        roles = (role for role in self.along if role not in self.optional)
+        dims = {role: ": 4" if role in NAMES else ": 3 4" for role in self.along}
+        return needs(*(" ".join(NAMES.get(role, (role,))) + dims[role] for role in roles))
 
     def __call__(self, call: Call) -> Reading | str:
         found = self._arguments(call)

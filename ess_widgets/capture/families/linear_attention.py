@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ess_widgets.capture.families._expected import takes
 from ess_widgets.capture.families.kernels import Kernel, expand, named, per_channel, restart, scale_of
 from ess_widgets.capture.reading import Call, Reading
 from ess_widgets.operators import (
@@ -149,6 +150,7 @@ def _slots(t: Mapping[str, Any], valid: Tensor | None) -> Operator:
     return gated_linear_attention(queries, s, g, scale=1.0, valid=valid)
 
 
+@takes("x: 3", "g: 3")
 def _hgrn(call: Call) -> Reading | str:
     """``h = exp(g) h + x`` for each channel: ``x`` and ``g`` are ``(batch, L, channels)``."""
     x, g, y = call.first("x"), call.first("g"), call.output

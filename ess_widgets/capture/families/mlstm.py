@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ess_widgets.capture.families._expected import takes
 from ess_widgets.capture.families.kernels import continues
 from ess_widgets.capture.reading import Call, Reading
 from ess_widgets.operators import Operator, mlstm
@@ -14,6 +15,13 @@ from ess_widgets.operators import Operator, mlstm
 __all__ = ["PREFIXES"]
 
 
+@takes(
+    "query q queries matQ: 4",
+    "key k keys matK: 4",
+    "value v values matV: 4",
+    "igate i vecI igate_preact: 3 4",
+    "fgate f vecF fgate_preact: 3 4",
+)
 def _mlstm(call: Call) -> Reading | str:
     """Heads before positions: ``q``, ``k``, ``v`` ``(batch, heads, L, ...)``, gates ``(batch, heads, L)``.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ess_widgets.capture.families._expected import takes
 from ess_widgets.capture.families.delta_rule import rank_one
 from ess_widgets.capture.families.kernels import Kernel, named, scale_of
 from ess_widgets.capture.reading import Call, Reading
@@ -17,6 +18,7 @@ from ess_widgets.operators import Operator, Recurrence, rwkv4, rwkv6, rwkv7
 __all__ = ["FUNCTIONS"]
 
 
+@takes("time_decay w", "time_first u", "key k: 3", "value v: 3")
 def _wkv(call: Call) -> Reading | str:
     """RWKV-4: ``(batch, L, channels)``, each channel an operator; the first two arguments hold one number each."""
     decay, bonus = call.first("time_decay", "w"), call.first("time_first", "u")

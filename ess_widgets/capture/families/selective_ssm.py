@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ess_widgets.capture.families._expected import takes
 from ess_widgets.capture.families._scan import (
     document_starts,
     filled,
@@ -29,6 +30,10 @@ _STEP = "one token is added to the state in a cache; pass the full sequence with
 _NARROW = frozenset({"mamba_selective_scan", "mamba2_chunk_scan"})
 
 
+_S6 = ("u hidden_states x: 3", "delta dt: 3", "A: 2", "B: 2 3 4", "C: 2 3 4")
+
+
+@takes(*_S6)
 def _channels_first(call: Call) -> Reading | str:
     """``selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus)``, ``u`` ``(batch, channels, L)``."""
     u, delta = call.first("u", "hidden_states", "x"), call.first("delta", "dt")
@@ -45,6 +50,7 @@ def _channels_first(call: Call) -> Reading | str:
     return _s6_reading(call, u, delta, A, B, C, starts, arguments)
 
 
+@takes(*_S6)
 def _channels_last(call: Call) -> Reading | str:
     """``selective_scan(u, delta, A, B, C, D)`` with ``u`` ``(batch, L, channels)``, as minimal versions have it."""
     u, delta = call.first("u", "x", "hidden_states"), call.first("delta", "dt")
@@ -153,6 +159,7 @@ def _positions_first(x: Tensor, paired: bool, length: int) -> Tensor:
     return torch.complex(pairs[..., 0, :], pairs[..., 1, :])
 
 
+@takes("x hidden_states: 4", "dt: 3", "A: 1", "B: 4", "C: 4")
 def _chunk_scan(call: Call) -> Reading | str:
     """``mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, D, z, dt_bias, …)``, ``x`` ``(batch, L, heads, width)``."""
     x, dt = call.first("x", "hidden_states"), call.first("dt")
@@ -230,6 +237,7 @@ def ssd_heads(
     return restarted(ssd(step, A, B, C), valid, starts)
 
 
+@takes("X x: 4", "A: 3", "B: 4", "C: 4")
 def _discrete(call: Call) -> Reading | str:
     """``ssd_minimal_discrete(X, A, B, C, block_len)``: ``X`` holds Δx and ``A`` the logarithms of the decays, ΔA."""
     x = call.first("X", "x")
@@ -273,6 +281,7 @@ def _shapes(*tensors: Tensor) -> str:
     return " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
 
 
+@takes("x hidden_states: 2 3", "state ssm_state ssm_states: 2 3 4")
 def _one_step(call: Call) -> str:
     return _STEP
 

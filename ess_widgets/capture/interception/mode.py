@@ -95,6 +95,8 @@ class CaptureMode(TorchFunctionMode):
         if name == "__set__":
             self._attention.drop(args[0])
         self._guard.check(args, kwargs)
+        if name in self._attention.forms:
+            self.recognition.reveal()
         if name in self._attention.forms and not self.recognition.active:
             return self._attention.forms[name](func, args, kwargs)
         if name in _DROPOUTS:

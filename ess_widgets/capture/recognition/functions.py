@@ -68,6 +68,10 @@ class FunctionWatcher:
         """Whether a known function is running."""
         return self._frame is not None
 
+    def reveal(self) -> None:
+        """Look inside the known function that is running: it turned out to be another one."""
+        self._frame = self._token = None
+
     def pause(self) -> None:
         """Look away while the package's own code runs."""
         if _CHEAP_SWITCH:

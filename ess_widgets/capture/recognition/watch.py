@@ -16,7 +16,7 @@ from ess_widgets.capture.interception.tape import Leaf, map_tree
 from ess_widgets.capture.linearisation.linearised import Linearised
 from ess_widgets.capture.reading import Call, ModuleCall, ModuleRecogniser, Reading
 from ess_widgets.capture.recognition.functions import FunctionWatcher, Transparent
-from ess_widgets.capture.recognition.names import mixes, recogniser, sounds_known
+from ess_widgets.capture.recognition.names import mixes, recogniser, sounds_known, suits, unknown
 from ess_widgets.capture.record import Record
 
 __all__ = ["Recognition"]
@@ -66,6 +66,11 @@ class Recognition:
         """Whether what runs now is captured as a whole."""
         return self._exclusive > 0 or self.functions.inside
 
+    def reveal(self) -> None:
+        """Attention begins: no function that is known by its name calls it, so it is another one of that name."""
+        if not self._exclusive:
+            self.functions.reveal()
+
     def recogniser(self, module: nn.Module) -> ModuleRecogniser | None:
         """What reads a module of this kind."""
         if isinstance(module, nn.RNNBase) and module in self._chosen:
@@ -85,7 +90,8 @@ class Recognition:
         if call is not None and not self.active and not inside:
             what = type(call.module).__name__
             try:
-                reading = recogniser.read(call)
+                registered = recogniser in registry.MODULES
+                reading = recogniser.read(call) if registered else _attempt(recogniser.read, call)
             except registry.ReadingFailed as failed:
                 raise CaptureError(
                     f"layer {self._record.tracker.path_of(call.module, what)!r}: {failed}"
@@ -99,10 +105,10 @@ class Recognition:
             self._read(what, reading)
 
     def _function_begins(self, name: str, arguments: dict[str, Any], again: Callable[..., Any]) -> Any:
-        if self._exclusive or not mixes(name, arguments):
+        if self._exclusive:
             return None
-        if recogniser(name) is None:
-            return _Unknown(name, self._record.noted)
+        if suits(name, arguments) is None:
+            return _Unknown(name, self._record.noted) if mixes(name, arguments) else None
         with torch._C.DisableTorchFunction():
             kept = map_tree(
                 arguments, lambda item: self._record.keep(item) if isinstance(item, Tensor) else item
@@ -118,7 +124,7 @@ class Recognition:
             return  # it raised, or does not do it here
         if isinstance(token, _Unknown):
             if self._record.noted == token.before:
-                self._read(token.name, "it is not known; ew.register teaches it")
+                self._read(token.name, unknown(token.name))
             return
         path = None
         if isinstance(token, _Open):
@@ -132,7 +138,7 @@ class Recognition:
             module = self._record.tracker.frames[-1].module if self._record.tracker.frames else None
             read = recogniser(name)
             assert read is not None
-            self._read(name, read(Call(name, arguments, result, again, module)), path)
+            self._read(name, _attempt(read, Call(name, arguments, result, again, module)), path)
 
     def _read(
         self, what: str, reading: Reading | tuple[Reading, ...] | Linearised | str, path: str | None = None
@@ -162,6 +168,14 @@ class Recognition:
             return name
         path = self._record.tracker.frames[-1].path if self._record.tracker.frames else ""
         return path + name if path else name[1:]
+
+
+def _attempt(read: Callable[[Any], Any], call: Call | ModuleCall) -> Any:
+    """What a recogniser makes of a call; a call that it cannot cope with is left out and does not end the run."""
+    try:
+        return read(call)
+    except Exception as error:  # noqa: BLE001 - whatever arguments of another meaning lead to
+        return f"it could not be read ({type(error).__name__}: {error}); ew.register teaches it"
 
 
 # Asking a module for an attribute that it lacks is slow, and most modules are of these kinds.
