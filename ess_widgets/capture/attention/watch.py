@@ -20,7 +20,11 @@ from ess_widgets.capture.interception import calls
 from ess_widgets.capture.interception.tape import Ref, Tape
 from ess_widgets.capture.record import Record
 
-__all__ = ["AttentionWatch"]
+__all__ = ["FORMS", "OUTER", "AttentionWatch"]
+
+# Calls that are attention by themselves, and those that make scores of queries and keys without a matrix product.
+FORMS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention"})
+OUTER = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "cdist"})
 
 
 class AttentionWatch:
@@ -47,6 +51,11 @@ class AttentionWatch:
             "flex_attention": self._flex,
         }
 
+    @property
+    def active(self) -> bool:
+        """Whether some result of attention is followed."""
+        return self._splits.active or self._joins.active
+
     def knows(self, args: Any, kwargs: Any) -> bool:
         """Whether some argument came from scores."""
         return self._tape.any_known(args, kwargs)
@@ -72,7 +81,7 @@ class AttentionWatch:
         elif name in calls.EXPONENTIALS and name != "exp" and isinstance(result, Tensor):
             self._record.seen.calls["softmax"] += 1
             self._tape.start(func, name, args, kwargs, result)
-        elif name in _OUTER and isinstance(result, Tensor):
+        elif name in OUTER and isinstance(result, Tensor):
             self._outer(func, name, args, kwargs, result)
 
     def see_use(self, func: Any, name: str, args: Any, kwargs: Any, result: Any, known: bool) -> None:
@@ -275,9 +284,6 @@ class AttentionWatch:
         mixer = multihead.capture_heads(func, call, self._leaves)
         self._record.add(name, mixer, multihead.own_tokens(call), crosses=multihead.crosses(call))
         return result
-
-
-_OUTER = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "cdist"})
 
 
 def _reads_future(weights: Tensor) -> bool:

@@ -42,6 +42,11 @@ class ConvolutionWatch:
         self._cuts.forget()
         self._spectra.forget()
 
+    @property
+    def active(self) -> bool:
+        """Whether some result of a convolution, or some spectrum, is followed."""
+        return self._cuts.active or self._spectra.active
+
     def see(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """Look at a call and its result."""
         if self._cuts.active:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ess_widgets.capture.attention.watch import AttentionWatch
+from ess_widgets.capture.attention.watch import FORMS, OUTER, AttentionWatch
 from ess_widgets.capture.convolution.watch import ConvolutionWatch
 from ess_widgets.capture.errors import Cancelled
 from ess_widgets.capture.interception import calls
@@ -80,14 +82,30 @@ class CaptureMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._functions.pause()
         try:
+            if self._should_stop is not None and self._should_stop():
+                raise Cancelled("a newer request took over")
+            if not kwargs and self._passes(func, args):
+                return func(*args)
             return self._intercept(func, args, kwargs or {})
         finally:
             self._functions.resume()
 
+    def _passes(self, func: Any, args: Any) -> bool:
+        """Whether a call is of no interest; most are, and a model that runs step by step makes very many."""
+        kind = kind_of(func)
+        if kind is Kind.OTHER or nn.Parameter in map(type, args):
+            return False
+        if self._functions.inside or self.recognition.exclusive:
+            return True
+        if kind is Kind.SCORES:
+            return False
+        if kind is Kind.OUTER and not _same_shape(args):
+            return False
+        attention, convolutions = self._attention, self._convolutions
+        return not (attention.active or convolutions.active or attention.knows(args, {}))
+
     def _intercept(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if self._should_stop is not None and self._should_stop():
-            raise Cancelled("a newer request took over")
-        name = getattr(func, "__name__", "").partition(".")[0]
+        name = name_of(func)
         if name == "__get__":
             result = func(*args)
             self._attention.see_attribute(func, args, result)
@@ -129,9 +147,42 @@ class CaptureMode(TorchFunctionMode):
                 found.mixer.settle()
 
 
+class Kind(Enum):
+    """What kind of function torch calls."""
+
+    OTHER = 0  # may write, draw random numbers, or is captured by itself
+    SCORES = 1  # may begin scores, or continue them
+    OUTER = 2  # may begin scores where it makes more of less
+    PLAIN = 3
+
+
+@functools.lru_cache(maxsize=4096)
+def kind_of(func: Any) -> Kind:
+    name = name_of(func)
+    if calls.writes(name, {}) or name in calls.RANDOM or name in _OTHERS or name.startswith("fft_"):
+        return Kind.OTHER
+    if name in calls.PRODUCTS or name in calls.EXPONENTIALS:
+        return Kind.SCORES
+    return Kind.OUTER if name in OUTER else Kind.PLAIN
+
+
+@functools.lru_cache(maxsize=4096)
+def name_of(func: Any) -> str:
+    return str(getattr(func, "__name__", "")).partition(".")[0]
+
+
+def _same_shape(args: Any) -> bool:
+    """Whether two operands have one shape, or one is a number."""
+    if len(args) != 2:
+        return False
+    a, b = args
+    return not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape == b.shape
+
+
 _CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 _DROPOUTS = frozenset(
     f"{kind}dropout{suffix}"
     for kind in ("", "alpha_", "feature_", "feature_alpha_")
     for suffix in ("", "_", "1d", "2d", "3d")
 )
+_OTHERS = _CELLS | _DROPOUTS | FORMS | {"embedding", "embedding_bag", "conv1d", "__set__"}

@@ -31,6 +31,11 @@ class FunctionWatcher:
     end : callable
         Given that and the result; calls inside are not looked at, unless what ``begin`` returned is a
         :class:`Transparent`. Where the function raised, the result is None.
+
+    Attributes
+    ----------
+    inside : bool
+        Whether a known function is running.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class FunctionWatcher:
     ) -> None:
         self._is_known, self._begin, self._end = is_known, begin, end
         self._names: dict[str, bool] = {}
+        self.inside = False
         self._frame: FrameType | None = None
         self._token: Any = None
         self._open: dict[FrameType, Transparent] = {}
@@ -56,6 +62,7 @@ class FunctionWatcher:
     def __exit__(self, *exc: object) -> None:
         sys.setprofile(None)
         self._frame = self._token = None
+        self.inside = False
         self._open.clear()
         before, self._before = self._before, None
         if hasattr(before, "enable"):
@@ -63,14 +70,10 @@ class FunctionWatcher:
         elif before is not None:
             sys.setprofile(before)
 
-    @property
-    def inside(self) -> bool:
-        """Whether a known function is running."""
-        return self._frame is not None
-
     def reveal(self) -> None:
         """Look inside the known function that is running: it turned out to be another one."""
         self._frame = self._token = None
+        self.inside = False
 
     def pause(self) -> None:
         """Look away while the package's own code runs."""
@@ -95,9 +98,9 @@ class FunctionWatcher:
                 if isinstance(token, Transparent):
                     self._open[frame] = token
                 elif token is not None:
-                    self._frame, self._token = frame, token
+                    self._frame, self._token, self.inside = frame, token, True
         elif event == "return" and frame is self._frame:
-            token, self._frame, self._token = self._token, None, None
+            token, self._frame, self._token, self.inside = self._token, None, None, False
             self._end(token, arg)
         elif event == "return" and self._open and frame in self._open:
             self._end(self._open.pop(frame), arg)

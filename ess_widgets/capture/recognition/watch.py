@@ -52,23 +52,28 @@ class Recognition:
         The path of the module that holds a weight.
     chosen : collection of nn.Module
         Modules that are captured by their Jacobians.
+
+    Attributes
+    ----------
+    exclusive : int
+        How many modules are running inside which nothing else is captured.
     """
 
     def __init__(
         self, record: Record, owner: Callable[[Tensor], str | None], chosen: Collection[nn.Module]
     ) -> None:
         self._record, self._owner, self._chosen = record, owner, chosen
-        self._exclusive = 0
+        self.exclusive = 0
         self.functions = FunctionWatcher(sounds_known, self._function_begins, self._function_ends)
 
     @property
     def active(self) -> bool:
         """Whether what runs now is captured as a whole."""
-        return self._exclusive > 0 or self.functions.inside
+        return self.functions.inside or self.exclusive > 0
 
     def reveal(self) -> None:
         """Attention begins: no function that is known by its name calls it, so it is another one of that name."""
-        if not self._exclusive:
+        if not self.exclusive:
             self.functions.reveal()
 
     def recogniser(self, module: nn.Module) -> ModuleRecogniser | None:
@@ -80,12 +85,12 @@ class Recognition:
 
     def module_begins(self, recogniser: ModuleRecogniser) -> int:
         """Note what was captured before."""
-        self._exclusive += recogniser.exclusive
+        self.exclusive += recogniser.exclusive
         return len(self._record.found)
 
     def module_ends(self, recogniser: ModuleRecogniser, before: int, call: ModuleCall | None) -> None:
         """Read a module, unless what is inside it has told already."""
-        self._exclusive -= recogniser.exclusive
+        self.exclusive -= recogniser.exclusive
         inside = any(found.family != "convolution" for found in self._record.found[before:])
         if call is not None and not self.active and not inside:
             what = type(call.module).__name__
@@ -105,7 +110,7 @@ class Recognition:
             self._read(what, reading)
 
     def _function_begins(self, name: str, arguments: dict[str, Any], again: Callable[..., Any]) -> Any:
-        if self._exclusive:
+        if self.exclusive:
             return None
         if suits(name, arguments) is None:
             return _Unknown(name, self._record.noted) if mixes(name, arguments) else None
