@@ -157,12 +157,19 @@ class Capture(Mapping[str, LayerCapture]):
 
 
 def capture(model: nn.Module, *args: Any, layers: Any = None, jacobian: Any = None, **kwargs: Any) -> Capture:
-    """Run ``model(*args, **kwargs)`` once and capture every layer that mixes tokens by softmax attention.
+    """Run ``model(*args, **kwargs)`` once and capture every layer that mixes tokens, with its true operator.
 
-    Attention is found by the calls the model makes, not by its class: ``scaled_dot_product_attention``,
-    ``nn.MultiheadAttention``, and a softmax written by hand whose result is multiplied with values. The model is
-    run on a structural copy that shares its weights, in eval mode, without gradients: the model itself, its hooks,
-    training flags, buffers, gradients and the random streams stay as they are, even while another thread trains it.
+    Layers are found by what the model does, not by a list of classes: attention by its calls, ready-made or written
+    by hand; convolutions along the sequence; selective state-space models, linear recurrences and delta rules by the
+    names of the functions that compute them (``mamba_selective_scan``, ``chunk_gated_delta_rule``, ``chunk_gla``, ...),
+    by the attributes of modules where they are written inline or fused; ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` by
+    their Jacobian. :func:`ess_widgets.register` teaches others, ``jacobian=`` takes anything causal. Skips, gates,
+    norms and projections around the mixing are no part of ``T``; ``residual`` tells, for each layer, how far ``T u``
+    is from what the model itself computed.
+
+    The model is run on a structural copy that shares its weights, in eval mode, without gradients: the model itself,
+    its hooks, training flags, buffers, gradients and the random streams stay as they are, even while another thread
+    trains it.
 
     Parameters
     ----------
@@ -189,7 +196,7 @@ def capture(model: nn.Module, *args: Any, layers: Any = None, jacobian: Any = No
     Raises
     ------
     CaptureError
-        Where the model has no attention that could be captured, or computes NaN there.
+        Where nothing in the model could be captured, with what was looked at; or the model computes NaN there.
     NotCausalError
         Where a requested layer reads the future, with the entry.
     UnknownLayerError
