@@ -368,7 +368,30 @@ def test_in_place_is_refused_where_a_training_could_be_going_on() -> None:
 
 def test_a_copy_is_cheap_in_memory() -> None:
     model = nn.Sequential(*[nn.Linear(512, 512) for _ in range(8)])
-    copied = replicate(model).model
-    for a, b in zip(model.parameters(), copied.parameters(), strict=True):
-        assert a is not b and a.data_ptr() == b.data_ptr()
-        assert a.requires_grad and not b.requires_grad
+    for faithful in (False, True):
+        copied = replicate(model, faithful=faithful).model
+        for a, b in zip(model.parameters(), copied.parameters(), strict=True):
+            assert a is not b and a.data_ptr() == b.data_ptr()
+            assert b.requires_grad == faithful and b.is_leaf
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_output_is_that_of_the_model_to_the_last_bit(frozen: bool) -> None:
+    """Which product torch takes depends on whether a weight requires gradients, even without gradients."""
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(12, 12))
+            self.recurrent = nn.GRU(12, 12, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.recurrent(x @ self.weight)[0]
+            return y
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, x = Product().requires_grad_(not frozen).eval(), torch.randn(3, 9, 12)
+        with torch.no_grad():
+            expected = model(x)
+        assert torch.equal(capture(model, x).output, expected)

@@ -52,8 +52,8 @@ class Replica:
         From the ``id`` of each original parameter to its name.
     """
 
-    def __init__(self, model: nn.Module, private: Container[str] = ()) -> None:
-        self._private = private
+    def __init__(self, model: nn.Module, private: Container[str] = (), *, faithful: bool = False) -> None:
+        self._private, self._stand_in = private, _as_original if faithful else _frozen
         self._modules: dict[int, tuple[nn.Module, nn.Module]] = {}
         self._parameters: dict[int, tuple[nn.Parameter, Any]] = {}
         self.originals: dict[int, str] = {}
@@ -142,11 +142,9 @@ class Replica:
         name = name or f"parameter of shape {tuple(parameter.shape)}"
         alias: Any = parameter
         if name in self._private:
-            alias = nn.Parameter(tensor(parameter), requires_grad=False)
+            alias = self._stand_in(parameter, tensor(parameter))
         elif type(parameter) is nn.Parameter:
-            # Autocast caches the casts of leaves that require gradients, for all threads: the training
-            # would then meet a cast without a graph. A stand-in that requires none is never cached.
-            alias = nn.Parameter(parameter.detach(), requires_grad=False)
+            alias = self._stand_in(parameter, parameter.detach())
         if alias is not parameter:
             alias.__dict__.update(vars(parameter))
         self._parameters[id(parameter)] = (parameter, alias)
@@ -159,14 +157,42 @@ class Replica:
         return known is not None and known[1] is not value
 
 
-def replicate(model: nn.Module, private: Container[str] = ()) -> Replica:
-    """Copy a model's structure; parameters named in ``private`` are copied too, because a forward writes to them."""
+def _frozen(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
+
+
+def _as_original(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
+    """A parameter of these values that requires gradients where the original does.
+
+    torch's products are rounded otherwise where a weight requires none, with gradients switched off too. And autocast
+    caches the casts of leaves that require gradients, for all threads: the training would then meet a cast without
+    a graph. Views are never cached; views of views require gradients where the first of them does.
+    """
+    if not parameter.requires_grad or parameter.is_inference():
+        return _frozen(parameter, values)
+    values.requires_grad_()
+    alias = values.view_as(values).as_subclass(nn.Parameter)
+    alias.requires_grad_()
+    return alias
+
+
+def replicate(model: nn.Module, private: Container[str] = (), *, faithful: bool = False) -> Replica:
+    """Copy a model's structure.
+
+    Parameters
+    ----------
+    model : nn.Module
+    private : container of str
+        Parameters that are copied too, because a forward writes to them.
+    faithful : bool
+        Whether parameters require gradients where the originals do, so that the copy computes the same to the last bit.
+    """
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
-            return replicate(model, private)
+            return replicate(model, private, faithful=faithful)
     # (Where it changes nothing it is not entered: what an interrupt leaves of it changes the thread once it is freed.)
     with torch.no_grad():
-        return Replica(model, private)
+        return Replica(model, private, faithful=faithful)
 
 
 def unwrap(module: nn.Module) -> nn.Module:

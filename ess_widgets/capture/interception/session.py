@@ -80,7 +80,7 @@ class _Run:
         private: set[str] = set()
         while True:
             try:
-                replica = replicate(self.model, private)
+                replica = replicate(self.model, private, faithful=True)
             except (Uncopyable, RecursionError) as error:
                 return self.in_place(str(error))
             try:
