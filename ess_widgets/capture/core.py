@@ -66,6 +66,8 @@ class LayerCapture:
     def _built(self) -> Operator:
         try:
             return self._mixer.operator(self.valid)
+        except CaptureError:
+            raise
         except (TypeError, ValueError, IndexError, KeyError) as error:
             raise CaptureError(
                 f"the operator of layer {self.name!r} ({self.family}) cannot be built from what the model's code was given "

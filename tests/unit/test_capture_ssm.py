@@ -212,6 +212,17 @@ def test_every_mixer_of_every_hybrid(name: str, dtype: torch.dtype) -> None:
             assert (layer.valid is None) == ("attention_mask" not in given)
 
 
+@pytest.mark.parametrize("name", ["mamba2", "bamba", "nemotron_h", "zamba2"])
+def test_double_precision_that_the_model_rounds_on_its_way(name: str) -> None:
+    model = hybrids.build(name, torch.float64)
+    with torch.no_grad():  # a skip that is large beside what is mixed
+        for path, parameter in model.named_parameters():
+            if path.endswith(".D"):
+                parameter.mul_(1e4)
+    for layer in ew.capture(model, hybrids.tokens()).values():
+        assert layer.residual.max() < 1e-6, layer
+
+
 @pytest.mark.parametrize("name", ["mamba", "mamba2", "bamba"])
 def test_padding_between_own_tokens_lets_the_state_decay(name: str) -> None:
     cap = ew.capture(hybrids.build(name), hybrids.tokens(), attention_mask=hybrids.padding("hole"))

@@ -195,7 +195,8 @@ def _chunk_scan(call: Call) -> Reading | str:
             assert bare is not None
             gate = None if t["z"] is None else F.silu(t["z"])
             D = t["D"]
-            skip = None if D is None else skipped(t["u"], D if D.ndim == 2 else D[:, None])
+            u = t["u"].float() if narrow else t["u"]  # rounded by transformers' function, in float64 too
+            skip = None if D is None else skipped(u, D if D.ndim == 2 else D[:, None])
             own = without(own, bare, skip, gate)
         return own.transpose(1, 2)
 
