@@ -35,7 +35,7 @@ def test_the_tour_runs_and_shows_what_it_says(lab: Lab) -> None:
     assert residual is not None, printed
     assert float(residual.group(1)) < 1e-5
     # "The convolution remembers its three earlier taps and no more, the recurrence no more than the 16 values ..."
-    notebook.execute("done = three.wait(60)")
+    notebook.execute("await three.wait(60)")
     highest = ast.literal_eval(
         notebook.execute(
             "print({n: float(ew.ess(l.operator, kind='tolerance', tol=1e-2).max()) for n, l in three.captured.items()})"
