@@ -308,8 +308,9 @@ def _check(found: Found, names: list[str]) -> None:
         bad &= found.valid.repeat_interleave(rows, dim=-1).unsqueeze(1)
     if bool(bad.any()):
         sample, group, position = (int(i) for i in bad.nonzero()[0])
+        where = f", {mixer.group} {group}" if bad.shape[1] > 1 else ""
         raise CaptureError(
-            f"the model computed NaN or infinity in layer {found.name!r}: sample {sample}, head {group}, position "
+            f"the model computed NaN or infinity in layer {found.name!r}: sample {sample}{where}, position "
             f"{position // rows}. Check its weights and inputs, and its mask: a token that may read nothing gives NaN. "
             "If these positions are padding, pass attention_mask."
         )

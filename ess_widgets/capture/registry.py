@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ess_widgets.capture.errors import CaptureError
 from ess_widgets.capture.reading import ModuleCall, ModuleRecogniser, Reading
 from ess_widgets.operators import Dense, Operator
 
@@ -163,8 +164,18 @@ def _fits(kind: Any) -> tuple[Callable[[nn.Module], bool], str]:
             f"model. Register type(module), or a predicate that tells it by its attributes."
         )
     if callable(kind):
-        return lambda module: bool(kind(module)), getattr(kind, "__name__", repr(kind))
+        return lambda module: _asked(kind, module), getattr(kind, "__name__", repr(kind))
     raise TypeError(f"register takes a class, its name or a predicate, but was given {kind!r}.")
+
+
+def _asked(predicate: Callable[[nn.Module], Any], module: nn.Module) -> bool:
+    try:
+        return bool(predicate(module))
+    except Exception as error:
+        raise CaptureError(
+            f"the function registered to tell which modules are meant raised {type(error).__name__} for a "
+            f"{type(module).__name__}: {error}. It is asked about every module of the model."
+        ) from error
 
 
 def _reading(read: Reader, call: ModuleCall, family: str, told: str) -> Reading | str:

@@ -125,3 +125,38 @@ def test_an_operator_that_cannot_be_built_is_told_with_its_layer() -> None:
         CaptureError, match=r"layer 'Odd' \(selective SSM\) cannot be built .* ess_widgets\.register"
     ):
         _ = cap[0].operator
+
+
+class Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+
+class Objects(Attention):
+    """Asking it for what it does not have is an error of its own."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            return super().__getattr__(name)
+        raise RuntimeError(f"no {name} here")
+
+
+class Agrees(Attention):
+    """It has everything that it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name.startswith("_") else 7
+
+
+@pytest.mark.parametrize("kind", [Objects, Agrees])
+def test_modules_that_answer_in_their_own_way_are_captured(kind: type[nn.Module]) -> None:
+    cap = ew.capture(kind(), torch.randn(1, 5, 4))
+    assert [layer.family for layer in cap.values()] == ["softmax attention"] and not cap.skipped
+
+
+def test_a_predicate_that_raises_is_told() -> None:
+    with (
+        ew.register(lambda module: module.missing, lambda module, call: None),
+        pytest.raises(CaptureError, match=r"which modules are meant raised AttributeError for a Attention"),
+    ):
+        ew.capture(Attention(), torch.randn(1, 5, 4))

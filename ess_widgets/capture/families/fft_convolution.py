@@ -206,7 +206,10 @@ def _fftconv(call: Call) -> Reading | str:
 
 def _is_flash(module: nn.Module) -> bool:
     """FlashFFTConv, whose kernels are all there is to see of it."""
-    return all(hasattr(module, name) for name in ("seqlen", "use_32_butterfly", "dtype"))
+    points, butterfly, dtype = (
+        getattr(module, name, None) for name in ("seqlen", "use_32_butterfly", "dtype")
+    )
+    return isinstance(points, int) and isinstance(butterfly, bool) and isinstance(dtype, torch.dtype)
 
 
 def _flash(call: ModuleCall) -> Reading | str:

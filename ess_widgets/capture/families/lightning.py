@@ -12,13 +12,17 @@ from ess_widgets.operators import Operator, lightning_attention
 
 __all__ = ["MODULES"]
 
-_ATTRIBUTES = (
-    "slope_rate", "query_decay", "key_decay", "diagonal_decay", "act_fn", "norm", "num_attention_heads", "head_dim"
-)  # fmt: skip
+_TENSORS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+_SIZES = ("num_attention_heads", "head_dim")
 
 
 def _fits(module: nn.Module) -> bool:
-    return all(hasattr(module, name) for name in _ATTRIBUTES)
+    return (
+        all(isinstance(getattr(module, name, None), Tensor) for name in _TENSORS)
+        and all(isinstance(getattr(module, name, None), int) for name in _SIZES)
+        and hasattr(module, "act_fn")
+        and isinstance(getattr(module, "norm", None), nn.Module)
+    )
 
 
 def _read(call: ModuleCall) -> Reading | str:

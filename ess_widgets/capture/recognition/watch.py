@@ -81,7 +81,8 @@ class Recognition:
         if isinstance(module, nn.RNNBase) and module in self._chosen:
             return None
         built_in = () if type(module) in _SIMPLE else MODULES
-        return next((known for known in (*registry.MODULES, *built_in) if known.fits(module)), None)
+        registered = next((known for known in registry.MODULES if known.fits(module)), None)
+        return registered or next((known for known in built_in if _fits(known, module)), None)
 
     def module_begins(self, recogniser: ModuleRecogniser) -> int:
         """Note what was captured before."""
@@ -173,6 +174,14 @@ class Recognition:
             return name
         path = self._record.tracker.frames[-1].path if self._record.tracker.frames else ""
         return path + name if path else name[1:]
+
+
+def _fits(known: ModuleRecogniser, module: nn.Module) -> bool:
+    """Whether a module has the attributes of a kind; some object to being asked, and are of none."""
+    try:
+        return known.fits(module)
+    except Exception:  # noqa: BLE001 - whatever the user's properties raise
+        return False
 
 
 def _attempt(read: Callable[[Any], Any], call: Call | ModuleCall) -> Any:
