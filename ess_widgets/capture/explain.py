@@ -20,9 +20,10 @@ def nothing_found(model: nn.Module, seen: Seen) -> str:
     if seen.skipped:
         reasons = "; ".join(f"{path!r}: {reason}" for path, reason in list(seen.skipped.items())[:_MOST])
         more = f" and {len(seen.skipped) - _MOST} more" if len(seen.skipped) > _MOST else ""
+        unequal = any("queries" in reason for reason in seen.skipped.values())
         return (
-            f"{name} mixes tokens, but nowhere as a square operator: {reasons}{more}. Run the full sequence in one call, "
-            f"without a key-value cache; cross-attention cannot be captured. {_HOW_TO_GO_ON}"
+            f"{name} mixes tokens, but nowhere as a square operator: {reasons}{more}. {_FULL if unequal else ''}"
+            f"{_HOW_TO_GO_ON}"
         )
     saw = ", ".join(f"{count} x {call}" for call, count in seen.calls.items())
     functions = len(FUNCTIONS) + len(PREFIXES)
@@ -38,6 +39,7 @@ def nothing_found(model: nn.Module, seen: Seen) -> str:
 
 
 _SOME = ("selective_scan_fn", "mamba_chunk_scan_combined", "chunk_gla", "chunk_gated_delta_rule")
+_FULL = "Run the full sequence in one call, without a key-value cache; cross-attention cannot be captured. "
 _HOW_TO_GO_ON = "To teach capture a mixer of your own: ess_widgets.register. To linearise any causal module: ess_widgets.jacobian."
 
 

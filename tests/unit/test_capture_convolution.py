@@ -687,5 +687,5 @@ def test_dynamic_convolution_of_inkling() -> None:
 def test_nan_is_reported_at_its_token(groups: int) -> None:
     x = signal()
     x[1, 2, 7] = torch.nan
-    with pytest.raises(CaptureError, match=r"NaN or infinity in layer 'conv': sample 1, head 0, position 7"):
+    with pytest.raises(CaptureError, match=r"NaN or infinity in layer 'conv': sample 1, position 7"):
         ew.capture(Conv(CAUSAL["pad"], groups=groups), x)

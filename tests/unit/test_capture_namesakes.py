@@ -160,3 +160,25 @@ def test_a_predicate_that_raises_is_told() -> None:
         pytest.raises(CaptureError, match=r"which modules are meant raised AttributeError for a Attention"),
     ):
         ew.capture(Attention(), torch.randn(1, 5, 4))
+
+
+def test_advice_is_given_where_it_helps() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            return y
+
+    with pytest.raises(CaptureError, match="reads 1 step of the future") as told:
+        ew.capture(Looks(), torch.randn(1, 4, 9))
+    assert "cache" not in str(told.value) and "ess_widgets.jacobian" in str(told.value)
+
+    class Crosses(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x[:, -1:], x, x)
+
+    with pytest.raises(CaptureError, match="1 queries read 5 keys.* without a key-value cache"):
+        ew.capture(Crosses(), torch.randn(1, 5, 4))
