@@ -180,5 +180,5 @@ def test_advice_is_given_where_it_helps() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.scaled_dot_product_attention(x[:, -1:], x, x)
 
-    with pytest.raises(CaptureError, match="1 queries read 5 keys.* without a key-value cache"):
+    with pytest.raises(CaptureError, match=r"1 queries read 5 keys.* without a key-value cache"):
         ew.capture(Crosses(), torch.randn(1, 5, 4))
