@@ -56,6 +56,8 @@ class Analysis:
     ----------
     groups : dict
         By layer, the operator's group behind each head.
+    blocks : dict
+        By layer, how many rows of the operator belong to a position.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Analysis:
         self.groups = {name: _spread(int(captured[name].operator.shape[-3]), groups) for name in self.layers}
         self.heads = {name: len(self.groups[name]) for name in self.layers}
         self.lengths = {name: captured[name].operator.length for name in self.layers}
+        self.blocks = {name: captured[name].operator.block for name in self.layers}
         self.residuals: dict[str, float] = {}
         self._residual_limits: dict[str, float] = {}
         self._limits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -146,8 +149,7 @@ class Analysis:
             return True
         length = self.lengths[layer]
         if key not in self._partial:
-            block = self.captured[layer].operator.block
-            self._partial[key] = np.full((length, max(block * (length // 2), 1)), np.nan)
+            self._partial[key] = np.full((length, max(self.blocks[layer] * (length // 2), 1)), np.nan)
         values = self._partial[key]
         (unknown,) = np.isnan(values[:, 0]).nonzero()
         nearest = unknown[

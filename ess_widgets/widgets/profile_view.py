@@ -63,7 +63,9 @@ class ProfileView(HeadView, Measured):
         )
         self._publish(
             profile_data=profile_data(values, state_size, top, self._layer, self.measure.data()),
-            spectrum_data=spectrum_data(self._spectrum(self._head), self._layer, self._head),
+            spectrum_data=spectrum_data(
+                self._spectrum(self._head), self._layer, self._head, self._operator.block
+            ),
         )
 
     @t.observe("kind", "tol", "relative")

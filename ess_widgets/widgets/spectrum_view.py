@@ -34,4 +34,8 @@ class SpectrumView(HeadView, Measured):
     spectrum_data = t.Dict().tag(sync=True)
 
     def _show_head(self) -> None:
-        self._publish(spectrum_data=spectrum_data(self._spectrum(self._head), self._layer, self._head))
+        self._publish(
+            spectrum_data=spectrum_data(
+                self._spectrum(self._head), self._layer, self._head, self._operator.block
+            )
+        )

@@ -213,7 +213,7 @@ class Steps:
         if values is None:
             return {"spectrum_data": {}}
         self._shown["spectrum"] = layer, head, whole
-        return {"spectrum_data": spectrum_data(values, layer, head)}
+        return {"spectrum_data": spectrum_data(values, layer, head, analysis.blocks[layer])}
 
     def _show_layer(self, analysis: Analysis) -> bool:
         layer, _ = self._chosen(analysis)

@@ -83,10 +83,11 @@ def detail_message(
     return content, [pack(cells.cpu().numpy())]
 
 
-def spectrum_data(values: np.ndarray, layer: str | None, head: int) -> dict[str, Any]:
-    """The singular values of every ``H_i`` of one head, ``(L, K)``."""
+def spectrum_data(values: np.ndarray, layer: str | None, head: int, block: int) -> dict[str, Any]:
+    """The singular values of every ``H_i`` of one head, ``(L, K)``; ``block`` rows of it belong to a position."""
     length, rank = values.shape
-    return {"layer": layer, "head": head, "length": length, "rank": rank, "values": pack(values)}
+    shape = {"length": length, "rank": rank, "block": block}
+    return {"layer": layer, "head": head, **shape, "values": pack(values)}
 
 
 def profile_data(

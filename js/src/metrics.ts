@@ -45,9 +45,9 @@ export function spectrumAt(data: SpectrumData, position: number): Float32Array {
   return data.values.subarray(position * data.rank, (position + 1) * data.rank);
 }
 
-/** Number of singular values that the shape of H at `position` allows: min(i, L − i). */
-export function shapeRank(length: number, position: number): number {
-  return Math.max(0, Math.min(position, length - position));
+/** Number of singular values that the shape of H at `position` allows: min(i, L − i), times the rows per position. */
+export function shapeRank(length: number, position: number, block = 1): number {
+  return block * Math.max(0, Math.min(position, length - position));
 }
 
 /**
@@ -60,7 +60,8 @@ export function essProfile(data: SpectrumData, measure: Measure): Float32Array {
     const values = spectrumAt(data, i);
     const value = ess(values, measure);
     const complete =
-      data.rank >= shapeRank(data.length, i) || (measure.kind === "tolerance" && value < data.rank);
+      data.rank >= shapeRank(data.length, i, data.block) ||
+      (measure.kind === "tolerance" && value < data.rank);
     profile[i] = complete ? value : NaN;
   }
   return profile;

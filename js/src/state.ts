@@ -83,6 +83,8 @@ export interface SpectrumData {
   head: number;
   length: number;
   rank: number;
+  /** Rows of the operator that belong to a position; 1 where it is left out. */
+  block?: number;
   values: Float32Array;
 }
 

@@ -50,6 +50,7 @@ test("groups are called by what they are, and by their number among all", () => 
   expect(groupName(layer, 1)).toBe("head 1");
   const channels = { ...layer, group: "channel", groups: [0, 48, 96], of: 1536 };
   expect(groupName(channels, 1)).toBe("channel 48");
+  expect(groupName({ ...layer, group: "layer" }, 0)).toBe("all channels");
   expect(otherGroups(channels, 3)).toBe("2 others of 1,536 channels");
   expect(otherGroups(undefined, 2)).toBe("the other head");
   expect(otherGroups({ ...layer, group: "channel" }, 5)).toBe("the other 4 channels");

@@ -69,6 +69,7 @@ describe("ess along positions", () => {
 
   it("knows what the shape allows", () => {
     expect([0, 1, 3, 5, 6].map((i) => shapeRank(6, i))).toEqual([0, 1, 3, 1, 0]);
+    expect([0, 1, 3, 5, 6].map((i) => shapeRank(6, i, 16))).toEqual([0, 16, 48, 16, 0]);
   });
 });
 

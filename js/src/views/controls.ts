@@ -1,5 +1,5 @@
 /** How ESS is measured and drawn, and which head. */
-import { disposer, el, listen, setText } from "../dom";
+import { disposer, el, listen, setHidden, setText } from "../dom";
 import { headsOf, selectedLayer, shortNames } from "../facts";
 import { formatNumber } from "../format";
 import { displayLabel } from "../labels";
@@ -117,6 +117,7 @@ export function controls(root: HTMLElement, store: Store): () => void {
       Array.from({ length: heads }, (_, k) => String(chosen?.groups?.[k] ?? k)),
     );
     setText(noun, chosen?.group ?? "head");
+    for (const node of [noun, head]) setHidden(node, chosen?.group === "layer");
     head.selectedIndex = selection.head;
     head.disabled = heads < 2;
     layer.title = selection.layer === null ? "" : displayLabel(selection.layer);

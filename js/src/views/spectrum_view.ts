@@ -227,8 +227,8 @@ export function spectrumView(root: HTMLElement, store: Store): () => void {
   }
 
   const allowed = (now: Scene) => {
-    const length = selectedSpectrum(store.state)?.length ?? 0;
-    return shapeRank(length, now.position);
+    const data = selectedSpectrum(store.state);
+    return shapeRank(data?.length ?? 0, now.position, data?.block);
   };
 
   function bars(context: CanvasRenderingContext2D, now: Scene): void {
