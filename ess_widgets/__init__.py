@@ -1,6 +1,6 @@
 """See what a sequence model remembers: its operators, their effective state-size, and linked views of both.
 
-torch is the one heavy import made here; the views and what they bring along load when they are first used.
+torch is the one heavy import made here; the views, the tasks and the tools for training load when they are first used.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from ess_widgets.capture import Capture, LayerCapture, capture, jacobian, regist
 from ess_widgets.metrics import ceiling, ess, spectrum
 
 if TYPE_CHECKING:
+    from ess_widgets import demo, learn, tasks
+    from ess_widgets.learn import diagnose, modulation
     from ess_widgets.widgets import (
         Explorer,
         LayerGridView,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         SpectrumView,
         TokenView,
         explore,
+        playground,
     )
 
     __version__: str
@@ -42,21 +45,32 @@ __all__ = [
     "__version__",
     "capture",
     "ceiling",
+    "demo",
+    "diagnose",
     "ess",
     "explore",
     "jacobian",
+    "learn",
+    "modulation",
     "operators",
+    "playground",
     "register",
     "spectrum",
+    "tasks",
     "unregister",
 ]
+
+_ROOMS = ("demo", "learn", "tasks")
+_LEARN = ("diagnose", "modulation")
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = version("ess-widgets")
+    elif name in _ROOMS:
+        value = import_module(f"ess_widgets.{name}")
     elif name in __all__:
-        value = getattr(import_module("ess_widgets.widgets"), name)
+        value = getattr(import_module(f"ess_widgets.{'learn' if name in _LEARN else 'widgets'}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

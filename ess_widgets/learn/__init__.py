@@ -1,0 +1,1 @@
+"""What effective state-size is good for while a model is made: watching, diagnosing, initialising, regularising, compressing."""

@@ -1,0 +1,1 @@
+"""Synthetic tasks that ask for a known amount of memory."""
