@@ -46,8 +46,10 @@ class LayerCapture:
         What there is to know about the operator; of a linearisation, which channels it is looked at through.
     """
 
-    def __init__(self, name: str, mixer: Mixer, valid: Tensor | None) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, mixer: Mixer, valid: Tensor | None, *, differentiable: bool = False
+    ) -> None:
+        self.name, self._differentiable = name, differentiable
         self.family, self.group = mixer.family, mixer.group
         self.valid = valid
         self.rounded, self.note = mixer.rounded, mixer.note
@@ -59,7 +61,7 @@ class LayerCapture:
     def operator(self) -> Operator:
         """``T``, leading dimensions ``(batch, groups)``; its matrix is float32, or float64 where the model is."""
         if self._operator is None:
-            with torch.no_grad():
+            with torch.set_grad_enabled(self._differentiable):
                 self._operator = self._built()
         return self._operator
 
@@ -158,7 +160,14 @@ class Capture(Mapping[str, LayerCapture]):
         return "\n".join(lines)
 
 
-def capture(model: nn.Module, *args: Any, layers: Any = None, jacobian: Any = None, **kwargs: Any) -> Capture:
+def capture(
+    model: nn.Module,
+    *args: Any,
+    layers: Any = None,
+    jacobian: Any = None,
+    differentiable: bool = False,
+    **kwargs: Any,
+) -> Capture:
     """Run ``model(*args, **kwargs)`` once and capture every layer that mixes tokens, with its true operator.
 
     Layers are found by what the model does, not by a list of classes: attention by its calls, ready-made or written
@@ -189,6 +198,11 @@ def capture(model: nn.Module, *args: Any, layers: Any = None, jacobian: Any = No
         are found: paths (``"model.layers.3"``), patterns (``"blocks.*"``, where ``*`` stands for one part of a path),
         classes, or functions of the path or of path and module. A dictionary gives each the options of
         :func:`ess_widgets.jacobian`, ``{"blocks.*": {"channels": 8}}``.
+    differentiable : bool
+        Whether operators, inputs, outputs and what the model returned keep their graph, so that gradients of whatever
+        is made of them reach the model's own parameters: for regularisers and for distillation. In eval mode as well,
+        thus without dropout. Not for Jacobians, whose derivative would be a second one. A graph lives as long as the
+        capture, and ends where an optimiser changes the weights.
 
     Returns
     -------
@@ -219,7 +233,7 @@ def capture(model: nn.Module, *args: Any, layers: Any = None, jacobian: Any = No
     >>> bool(cap["self_attn"].residual.max() < 1e-5)
     True
     """
-    return run(model, args, kwargs, layers=layers, jacobian=jacobian)
+    return run(model, args, kwargs, layers=layers, jacobian=jacobian, differentiable=differentiable)
 
 
 def run(
@@ -229,6 +243,7 @@ def run(
     *,
     layers: Any = None,
     jacobian: Any = None,
+    differentiable: bool = False,
     should_stop: Callable[[], bool] | None = None,
     on_layer: Callable[[str, int], None] | None = None,
     keep_output: bool = True,
@@ -237,7 +252,7 @@ def run(
 
     Parameters
     ----------
-    model, args, kwargs, layers, jacobian
+    model, args, kwargs, layers, jacobian, differentiable
         As in :func:`capture`.
     should_stop : callable, optional
         Asked before each torch call of the model; once it returns true, :class:`Cancelled` is raised from there.
@@ -252,6 +267,11 @@ def run(
     model = called
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but is {type(model).__name__}.")
+    if differentiable and jacobian is not None:
+        raise ValueError(
+            "jacobian= and differentiable=True do not go together: a Jacobian is a derivative already. Leave one out, and "
+            "name the layers that are found by themselves with layers=."
+        )
     selector = Selector(layers)
     outcome = session.run(
         model,
@@ -259,16 +279,17 @@ def run(
         dict(kwargs),
         selector,
         targets=Targets(jacobian),
+        differentiable=differentiable,
         should_stop=should_stop,
         on_layer=on_layer,
     )
     # Looking at results calls torch too: here as well an interrupt must leave the thread as it was.
-    kept, skipped = quietly(lambda quiet: _gather(model, outcome, selector))
+    kept, skipped = quietly(lambda quiet: _gather(model, outcome, selector, differentiable))
     return Capture(kept, outcome.output if keep_output else None, skipped)
 
 
 def _gather(
-    model: nn.Module, outcome: session.Outcome, selector: Selector
+    model: nn.Module, outcome: session.Outcome, selector: Selector, differentiable: bool
 ) -> tuple[dict[str, LayerCapture], dict[str, str]]:
     """The layers that were asked for, checked, and why others are left out."""
     names = [found.name for found in outcome.found]
@@ -285,7 +306,7 @@ def _gather(
             skipped[found.name] = "queries read another sequence (cross-attention)"
             continue
         _check(found, names)
-        kept[found.name] = LayerCapture(found.name, found.mixer, found.valid)
+        kept[found.name] = LayerCapture(found.name, found.mixer, found.valid, differentiable=differentiable)
     if not kept:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in skipped.items())
         raise CaptureError(f"none of the requested layers can be captured: {reasons}.")

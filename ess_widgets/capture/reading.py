@@ -181,7 +181,7 @@ class Constructed(Mixer):
     def __init__(self, leaves: Leaves, reading: Reading) -> None:
         self.family, self.group = reading.family, reading.group
         self._shape = reading.shape
-        self._reading = reading
+        self._reading, self._differentiable = reading, leaves.differentiable
         self._dtype = next(
             (t.dtype for t in flat(dict(reading.tensors)) if isinstance(t, Tensor) and t.is_floating_point()),
             torch.float32,
@@ -195,11 +195,11 @@ class Constructed(Mixer):
         return self._shape
 
     def inputs(self) -> Tensor:
-        with torch.no_grad():
+        with torch.set_grad_enabled(self._differentiable):
             return self._reading.inputs(self._tensors())
 
     def outputs(self) -> Tensor:
-        with torch.no_grad():
+        with torch.set_grad_enabled(self._differentiable):
             return self._reading.outputs(self._tensors())
 
     def computed(self) -> Tensor:
@@ -218,7 +218,7 @@ class Constructed(Mixer):
 
     def operator(self, valid: Tensor | None) -> Operator:
         build = self._reading.operator
-        with torch.no_grad():
+        with torch.set_grad_enabled(self._differentiable):
             if "valid" in build.__code__.co_varnames[: build.__code__.co_argcount]:
                 return build(self._tensors(), valid=None if valid is None else valid.unsqueeze(1))
             return build(self._tensors())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from ess_widgets.capture.errors import CaptureError
@@ -180,8 +179,7 @@ def _asked(predicate: Callable[[nn.Module], Any], module: nn.Module) -> bool:
 
 def _reading(read: Reader, call: ModuleCall, family: str, told: str) -> Reading | str:
     try:
-        with torch.no_grad():
-            answer = read(call.module, call)
+        answer = read(call.module, call)
     except Exception as error:
         raise ReadingFailed(
             f"the function registered for {told} raised {type(error).__name__}: {error}"

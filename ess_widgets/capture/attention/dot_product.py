@@ -77,7 +77,7 @@ class DotProduct(Mixer):
         q, k = self._layout.apply(self._q.tensor, 2), self._layout.apply(self._shared(self._k.tensor), 2)
         dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
         scale = 1 / math.sqrt(q.shape[-1]) if self._scale is None else self._scale
-        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        with torch.autocast(q.device.type, enabled=False):
             scores = (q.to(dtype) * scale) @ k.to(dtype).mT
             mask = self.mask()
             if mask is not None and mask.dtype is not torch.bool:

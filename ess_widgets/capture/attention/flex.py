@@ -131,7 +131,7 @@ class _Mod:
         rest = (None,) * len(buffers)
         for dims in ((None, None, None, 0), (None, None, 0, None), (0, 0, None, None)):
             function = torch.vmap(function, in_dims=score + dims + rest)
-        with _getitem_of_tensors(), torch.no_grad():
+        with _getitem_of_tensors():
             result: Tensor = function(*args, *buffers)
         return result
 

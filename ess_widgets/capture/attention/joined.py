@@ -147,6 +147,7 @@ class Joins:
         values = [p.take(p.mixer.inputs())[..., w] for p, w in zip(parts, widths.unbind(1), strict=True)]
         if not torch.equal(*values):
             return None
+        y = y if self._leaves.differentiable else y.detach()
         return Difference(parts, widths[:, 0], y[order].view(shape))
 
     # Chunks ---------------------------------------------------------------------------------------------------
@@ -177,7 +178,8 @@ class Joins:
             return []
         if bool((at[order] != torch.arange(len(at), device=at.device)).any()):
             return []
-        mixer = Chunks(pieces, columns[0], L, result.detach().reshape(-1)[order].view(shape))
+        y = result if self._leaves.differentiable else result.detach()
+        mixer = Chunks(pieces, columns[0], L, y.reshape(-1)[order].view(shape))
         return [([tag for _, tag in sources.values()], mixer)]
 
     def _behind(self, *refs: Ref) -> dict[Node, tuple[Rows, Any]] | None:
@@ -282,7 +284,7 @@ class Difference(Mixer):
     """``y = (c1 T1 + c2 T2) u``, the results of two attention maps over the same values, added or subtracted."""
 
     def __init__(self, parts: list[_Part], width: Tensor, output: Tensor) -> None:
-        self._parts, self._width, self._y = parts, width, output.detach().clone()
+        self._parts, self._width, self._y = parts, width, output
         self.family = parts[0].mixer.family
         self.rounded = any(part.mixer.rounded for part in parts)
 

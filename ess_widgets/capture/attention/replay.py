@@ -105,7 +105,7 @@ def evaluate(
         return item
 
     device = next((device_of((node.args, node.kwargs)) for node in order if node.root), torch.device("cpu"))
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         for node in order:
             args, kwargs = map_tree(node.args, load), map_tree(node.kwargs, load)
             if node.writes and args:

@@ -30,11 +30,19 @@ class Copier:
         Gives the copy of a module.
     parameter : callable
         Gives the stand-in of a parameter.
+    plain : callable, optional
+        Copies any other tensor; without its graph by default.
     """
 
-    def __init__(self, module: Callable[[nn.Module], Any], parameter: Callable[[nn.Parameter], Any]) -> None:
+    def __init__(
+        self,
+        module: Callable[[nn.Module], Any],
+        parameter: Callable[[nn.Parameter], Any],
+        plain: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._module = module
         self._parameter = parameter
+        self._tensor = tensor if plain is None else plain
         self._memo: dict[int, tuple[Any, Any]] = {}  # the original is kept, so that its id stays its own
 
     def value(self, value: Any, depth: int = 0) -> Any:
@@ -50,7 +58,7 @@ class Copier:
         if isinstance(value, nn.Parameter):
             return self._parameter(value)
         if isinstance(value, Tensor):
-            return self._remember(value, tensor(value))
+            return self._remember(value, self._tensor(value))
         handler = _HANDLERS.get(kind)
         if handler is not None:
             return handler(self, value, depth)

@@ -44,6 +44,8 @@ class CaptureMode(TorchFunctionMode):
         Other memory that outlives the run and may be written to later.
     chosen : mapping
         Modules that are captured by their Jacobians.
+    differentiable : bool
+        Whether tensors are kept with their graph.
     is_original : callable
         Whether a parameter belongs to the original model although a copy is running.
     """
@@ -58,12 +60,13 @@ class CaptureMode(TorchFunctionMode):
         weights: dict[int, str],
         foreign: dict[int, str],
         chosen: Mapping[nn.Module, Any],
+        differentiable: bool = False,
         is_original: Callable[[object], bool] | None = None,
         should_stop: Callable[[], bool] | None = None,
         on_layer: Callable[[str, int], None] | None = None,
     ) -> None:
         super().__init__()
-        leaves = Leaves({**foreign, **weights})
+        leaves = Leaves({**foreign, **weights}, differentiable)
         self.record = Record(tracker, selector, leaves, inputs, stated, on_layer)
         self._should_stop = should_stop
         self._guard = Guard(weights, leaves, is_original)

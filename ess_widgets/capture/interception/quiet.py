@@ -17,9 +17,10 @@ __all__ = ["Quiet", "quietly"]
 Result = TypeVar("Result")
 
 
-def quietly(call: Callable[[Quiet], Result]) -> Result:
-    """Call without gradients or inference mode, autocast as it is but without its cache; then put everything back."""
-    quiet = Quiet()
+def quietly(call: Callable[[Quiet], Result], *, gradients: bool = False) -> Result:
+    """Call without inference mode, with gradients or without, autocast as it is but without its cache; then put
+    everything back."""
+    quiet = Quiet(gradients)
     interrupt = None
     try:
         quiet.begin()
@@ -46,7 +47,8 @@ class Quiet:
         What else to do at the end, the last first; may be called more than once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gradients: bool = False) -> None:
+        self._gradients = gradients
         self.afterwards: list[Callable[[], None]] = []
         self._modes = _function_modes()
         self._inference = torch.is_inference_mode_enabled()
@@ -65,7 +67,7 @@ class Quiet:
         if self._inference:
             self._no_inference = torch._C._InferenceMode(False)
             self._no_inference.__enter__()
-        torch._C._set_grad_enabled(False)
+        torch._C._set_grad_enabled(self._gradients)
         # Autocast's cache is common to all threads, and it is emptied when the outermost region of any thread ends.
         torch.set_autocast_cache_enabled(False)
         torch.autocast_increment_nesting()

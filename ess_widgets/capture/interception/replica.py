@@ -52,12 +52,20 @@ class Replica:
         From the ``id`` of each original parameter to its name.
     """
 
-    def __init__(self, model: nn.Module, private: Container[str] = (), *, faithful: bool = False) -> None:
-        self._private, self._stand_in = private, _as_original if faithful else _frozen
+    def __init__(
+        self,
+        model: nn.Module,
+        private: Container[str] = (),
+        *,
+        faithful: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        self._private, self._tensor = private, _linked_copy if differentiable else tensor
+        self._stand_in = _linked if differentiable else _as_original if faithful else _frozen
         self._modules: dict[int, tuple[nn.Module, nn.Module]] = {}
         self._parameters: dict[int, tuple[nn.Parameter, Any]] = {}
         self.originals: dict[int, str] = {}
-        self._copier = Copier(self._module, self._parameter)
+        self._copier = Copier(self._module, self._parameter, self._tensor)
         self.model: nn.Module = self._module(unwrap(model))
         del self._copier
 
@@ -142,7 +150,7 @@ class Replica:
         name = name or f"parameter of shape {tuple(parameter.shape)}"
         alias: Any = parameter
         if name in self._private:
-            alias = self._stand_in(parameter, tensor(parameter))
+            alias = self._stand_in(parameter, self._tensor(parameter))
         elif type(parameter) is nn.Parameter:
             alias = self._stand_in(parameter, parameter.detach())
         if alias is not parameter:
@@ -176,7 +184,28 @@ def _as_original(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
     return alias
 
 
-def replicate(model: nn.Module, private: Container[str] = (), *, faithful: bool = False) -> Replica:
+def _linked(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
+    """A view of a parameter, or of its copy, through which gradients reach the original."""
+    if not parameter.requires_grad or parameter.is_inference():
+        return _frozen(parameter, values)
+    with torch.enable_grad():
+        source = values if values.requires_grad else parameter
+        return source.view_as(source).as_subclass(nn.Parameter)
+
+
+def _linked_copy(value: Tensor) -> Tensor:
+    """A copy through which gradients reach the original."""
+    with torch.enable_grad():
+        return value.clone()
+
+
+def replicate(
+    model: nn.Module,
+    private: Container[str] = (),
+    *,
+    faithful: bool = False,
+    differentiable: bool = False,
+) -> Replica:
     """Copy a model's structure.
 
     Parameters
@@ -186,13 +215,15 @@ def replicate(model: nn.Module, private: Container[str] = (), *, faithful: bool 
         Parameters that are copied too, because a forward writes to them.
     faithful : bool
         Whether parameters require gradients where the originals do, so that the copy computes the same to the last bit.
+    differentiable : bool
+        Whether gradients of what the copy computes reach the original parameters.
     """
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
-            return replicate(model, private, faithful=faithful)
+            return replicate(model, private, faithful=faithful, differentiable=differentiable)
     # (Where it changes nothing it is not entered: what an interrupt leaves of it changes the thread once it is freed.)
     with torch.no_grad():
-        return Replica(model, private, faithful=faithful)
+        return Replica(model, private, faithful=faithful, differentiable=differentiable)
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -45,13 +45,14 @@ def run(
     selector: Selector,
     *,
     targets: Targets | None = None,
+    differentiable: bool = False,
     should_stop: Callable[[], bool] | None = None,
     on_layer: Callable[[str, int], None] | None = None,
 ) -> Outcome:
     """Run the model once, on a copy, or in place where it refuses to be copied and that is safe."""
     arguments = Arguments(unwrap(model), args, kwargs)
-    once = _Run(model, arguments, selector, targets or Targets(), should_stop, on_layer)
-    return quietly(once.on_a_copy)
+    once = _Run(model, arguments, selector, targets or Targets(), differentiable, should_stop, on_layer)
+    return quietly(once.on_a_copy, gradients=differentiable)
 
 
 def check_causal(found: Found, names: list[str]) -> None:
@@ -73,6 +74,7 @@ class _Run:
     arguments: Arguments
     selector: Selector
     targets: Targets
+    differentiable: bool
     should_stop: Callable[[], bool] | None
     on_layer: Callable[[str, int], None] | None
 
@@ -80,7 +82,7 @@ class _Run:
         private: set[str] = set()
         while True:
             try:
-                replica = replicate(self.model, private, faithful=True)
+                replica = replicate(self.model, private, faithful=True, differentiable=self.differentiable)
             except (Uncopyable, RecursionError) as error:
                 return self.in_place(str(error))
             try:
@@ -101,7 +103,7 @@ class _Run:
     def in_place(self, why: str) -> Outcome:
         # One at a time: buffers are put back to what they were before, not to what another run made of them.
         with ALONE:
-            return quietly(lambda quiet: self._lent(quiet, why))
+            return quietly(lambda quiet: self._lent(quiet, why), gradients=self.differentiable)
 
     def _lent(self, quiet: Quiet, why: str) -> Outcome:
         model = unwrap(self.model)
@@ -137,6 +139,7 @@ class _Run:
             weights=weights,
             foreign=foreign,
             chosen=chosen,
+            differentiable=self.differentiable,
             is_original=None if replica is None else replica.is_original,
             should_stop=self.should_stop,
             on_layer=self.on_layer,

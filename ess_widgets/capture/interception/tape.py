@@ -45,17 +45,26 @@ class Leaf:
 
 
 class Leaves:
-    """All leaves of a run, by the memory they lie in."""
+    """All leaves of a run, by the memory they lie in.
 
-    def __init__(self, foreign: dict[int, str]) -> None:
+    Parameters
+    ----------
+    foreign : dict
+        Memory that outlives the run and may be written to later.
+    differentiable : bool
+        Whether tensors are kept with the graph that they came from.
+    """
+
+    def __init__(self, foreign: dict[int, str], differentiable: bool = False) -> None:
         self._foreign = foreign
+        self.differentiable = differentiable
         self._by_storage: dict[int, weakref.WeakSet[Leaf]] = {}
         # One copy serves all layers that are given the same tensor, a mask for example.
         self._copies: weakref.WeakValueDictionary[Any, Leaf] = weakref.WeakValueDictionary()
 
     def keep(self, tensor: Tensor) -> Leaf:
         """Refer to a tensor's present values; copy it if its memory outlives the run and may change later."""
-        alias = tensor.detach()
+        alias = tensor.view_as(tensor) if self.differentiable else tensor.detach()
         where = calls.storage(alias)
         if where is not None and where in self._foreign:
             key = (

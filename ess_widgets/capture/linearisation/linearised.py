@@ -98,7 +98,9 @@ class Linearised(Mixer):
         """Keep what was given as it is now, whatever is written to its memory later."""
 
         def kept(tree: Any) -> Any:
-            return map_tree(tree, lambda item: leaves.keep(item) if isinstance(item, Tensor) else item)
+            return map_tree(
+                tree, lambda item: leaves.keep(item.detach()) if isinstance(item, Tensor) else item
+            )
 
         self._u, self._y = kept(self._u), kept(self._y)
         self._program.args, self._program.kwargs = kept(self._program.args), kept(self._program.kwargs)

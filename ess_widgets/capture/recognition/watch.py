@@ -97,7 +97,8 @@ class Recognition:
             what = type(call.module).__name__
             try:
                 registered = recogniser in registry.MODULES
-                reading = recogniser.read(call) if registered else _attempt(recogniser.read, call)
+                with torch.set_grad_enabled(self._record.leaves.differentiable):
+                    reading = recogniser.read(call) if registered else _attempt(recogniser.read, call)
             except registry.ReadingFailed as failed:
                 raise CaptureError(
                     f"layer {self._record.tracker.path_of(call.module, what)!r}: {failed}"
