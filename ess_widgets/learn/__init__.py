@@ -1,1 +1,31 @@
 """What effective state-size is good for while a model is made: watching, diagnosing, initialising, regularising, compressing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .history import History, LayerMeasurement, Measurement
+from .monitor import Monitor
+
+if TYPE_CHECKING:
+    from .callbacks_lightning import LightningMonitor
+    from .callbacks_trainer import TrainerMonitor
+
+__all__ = [
+    "History",
+    "LayerMeasurement",
+    "LightningMonitor",
+    "Measurement",
+    "Monitor",
+    "TrainerMonitor",
+]
+
+# Needing packages that not everybody has.
+_LATER = {"LightningMonitor": "callbacks_lightning", "TrainerMonitor": "callbacks_trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -1,0 +1,550 @@
+"""Effective state-size of a model while it is trained."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ess_widgets.capture import UnknownLayerError
+
+from .history import History, HistoryFile, Measurement, metrics_line, refuse_another
+from .identity import described
+from .measuring import Measure, PositionError, Probe, measure
+from .pacing import Pace
+from .snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from ess_widgets.learn.callbacks_lightning import LightningMonitor
+    from ess_widgets.learn.callbacks_trainer import TrainerMonitor
+    from ess_widgets.widgets.training_view import TrainingView
+
+__all__ = ["Monitor"]
+
+# Metrics wait on their device for this many steps or seconds at most before they are read.
+_WAITING, _SECONDS = 1024, 5.0
+
+
+class Monitor:
+    """Watches what the layers of ``model`` remember while it is trained.
+
+    The model is run on the probe inputs now and then, on a structural copy in eval mode that shares its weights: training
+    goes on bit by bit as it would without. A measurement that fails is recorded with its reason and warned of once; it
+    never ends the training.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    probe_inputs : Tensor, array, mapping or tuple
+        What to call it with, as in :func:`ess_widgets.capture`; kept as it is now. A few sequences of the length that
+        matters say more than many.
+    every : int, optional
+        Measure at multiples of so many steps. By default as often as ``overhead`` allows, in a long run at most five
+        hundred times while the number of steps grows by a factor of e.
+    overhead : float
+        Largest share of the training time that monitoring may take; the first measurement counts too.
+    layers : optional
+        Which layers, as in :func:`ess_widgets.capture`.
+    kind, tol, relative
+        Which ESS, as in :func:`ess_widgets.ess`.
+    positions : iterable of int, optional
+        Where ESS is measured; everywhere by default.
+    spectra : iterable of int, optional
+        Where singular values are recorded; at a quarter, a half and three quarters of the length by default.
+    groups : int
+        Of a layer with more heads or channels than this, evenly spaced ones are measured.
+    path : str or Path, optional
+        A file (JSON lines) to which the history is written as it grows. If it exists, the history in it is continued.
+    tensorboard : str, Path or SummaryWriter, optional
+        A directory for TensorBoard, or a writer: scalars are written at each measurement.
+    snapshots : float
+        Megabytes of operators to keep, so that a view can show those of an earlier step. They are not written to ``path``.
+    start : bool
+        Whether to measure now, before the first step.
+    clock : callable
+        What tells the time, in seconds.
+
+    Attributes
+    ----------
+    history : History
+        Metrics of every step, and the measurements.
+    steps : int
+        Optimiser steps taken.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is of the wrong type or out of range.
+    ValueError
+        ``path`` holds the history of another model, other probe inputs, or another measure.
+    UnknownLayerError
+        ``layers`` names something that does not exist.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.LSTM(3, 4, batch_first=True)
+    >>> optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> monitor = Monitor(model, torch.randn(2, 6, 3), every=2)
+    >>> for x in torch.randn(4, 5, 7, 3):
+    ...     loss = model(x)[0].square().mean()
+    ...     loss.backward()
+    ...     optimiser.step()
+    ...     optimiser.zero_grad()
+    ...     monitor.step(loss=loss)
+    >>> [measurement.step for measurement in monitor.history.measurements]
+    [0, 2, 4]
+    >>> monitor.frame()[["step", "layer", "ess"]].shape
+    (3, 3)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe_inputs: Any,
+        *,
+        every: int | None = None,
+        overhead: float = 0.05,
+        layers: Any = None,
+        kind: str = "entropy",
+        tol: float = 1e-3,
+        relative: bool = False,
+        positions: Iterable[int] | None = None,
+        spectra: Iterable[int] | None = None,
+        groups: int = 32,
+        path: str | Path | None = None,
+        tensorboard: Any = None,
+        snapshots: float = 64.0,
+        start: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+        if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+            raise ValueError(f"every must be a number of steps, 1 or more, but is {every!r}.")
+        if not 0 < overhead < math.inf:
+            raise ValueError(f"overhead must be a share of the training time above 0, but is {overhead!r}.")
+        if kind not in ("entropy", "tolerance"):
+            raise ValueError(f"kind must be 'entropy' or 'tolerance', but is {kind!r}.")
+        if not 0 < tol < math.inf:
+            raise ValueError(f"tol must be a finite number above 0, but is {tol!r}.")
+        if groups < 1 or snapshots < 0:
+            raise ValueError(
+                f"groups must be at least 1 and snapshots at least 0, but are {groups} and {snapshots}."
+            )
+        began = clock()
+        self.model = model
+        self.history = History()
+        self.steps = 0
+        self._clock = clock
+        self._layers = layers
+        self._how = Measure(kind, float(tol), bool(relative), _places(positions), _places(spectra), groups)
+        self._probe = Probe(probe_inputs)
+        self._snapshots = Snapshots(snapshots)
+        self._pace = Pace(every, overhead)
+        self._lock = threading.RLock()  # views read on other threads
+        self._waiting: list[tuple[int, dict[str, Any]]] = []
+        self._own_steps: set[str] | None = None  # metrics of the present step, if this process has made it
+        self._warned = False
+        self._tried = False
+        self._views: list[TrainingView] = []
+        self._of = described(model, self._probe.inputs, self._how)
+        self._file = None if path is None else HistoryFile(Path(path), self._of)
+        self._writer: Any = None
+        self._flushed = began
+        if self._file is not None:
+            for line in self._file.lines:
+                self.history.apply(line)
+            self._file.lines.clear()
+            self._continue()
+        if tensorboard is not None:
+            self._writer = _writer(tensorboard, self.steps if self.history.last is not None else None)
+        self._left = clock()
+        self._pace.monitoring += self._left - began
+        if start and self.history.last is None:
+            self.measure()
+
+    def step(self, step: int | None = None, **metrics: Any) -> None:
+        """Say that the optimiser took a step; measure if it is time.
+
+        Parameters
+        ----------
+        step : int, optional
+            Its number, from 1; the next one by default. A smaller one than the last, as where training resumes from an
+            earlier checkpoint, supersedes what was recorded from there on; the last one again completes its metrics.
+        **metrics : float or Tensor with one element
+            Loss, accuracy and the like. Tensors on a GPU are not waited for.
+        """
+        began = self._clock()
+        self._pace.training += began - self._left
+        values = {name: _scalar(name, value) for name, value in metrics.items()}
+        with self._lock:
+            again = step is not None and step == self.steps and self._own_steps is not None
+            if not again:
+                self._advance(self.steps + 1 if step is None else int(step))
+            if again and self._waiting and self._waiting[-1][0] == self.steps:
+                self._waiting[-1][1].update(values)
+            else:
+                self._waiting.append((self.steps, values))
+            self._own_steps = set()
+        spent = self._leave(began)
+        if not again and self._pace.due(self.steps):
+            self.measure()
+        elif len(self._waiting) >= _WAITING or spent - self._flushed > _SECONDS:
+            self._timed(self.flush)
+        if self._views:
+            self._timed(self._refresh)
+
+    def measure(self) -> Measurement:
+        """Measure now, whether or not it is time.
+
+        Returns
+        -------
+        Measurement
+            With ``failed`` set where it could not be made.
+        """
+        arrived = self._clock()
+        _synchronise(self.model)  # what is queued on a GPU is training
+        began = self._clock()
+        self._pace.training += began - self._left if arrived >= self._left else 0.0
+        layers, pictures, failed = {}, {}, None
+        try:
+            layers, pictures = measure(self.model, self._probe, self._layers, self._how, self._snapshots)
+        except Exception as error:  # whatever it is, training goes on
+            if not self._tried and isinstance(error, (UnknownLayerError, PositionError)):
+                raise
+            failed = f"{type(error).__name__}: {error}"
+            _release(error)
+        self._tried = True
+        found = Measurement(self.steps, self._clock() - began, layers, failed)
+        with self._lock:
+            self.history.add(found)
+            self._snapshots.add(self.steps, pictures)
+        self.flush(found)
+        self._leave(began, measured=True)
+        if failed is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"ess_widgets could not measure the model at step {self.steps}, and says so only once: {failed} "
+                "Training goes on; monitor.frame() and monitor.failures tell of every such step.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        if self._views:
+            self._timed(lambda: self._refresh(True))
+        return found
+
+    @property
+    def overhead(self) -> float:
+        """Time spent on monitoring over time spent on training, in this process so far; NaN before the first step."""
+        return self._pace.overhead
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why measurements failed, by step."""
+        return {m.step: m.failed for m in self.history.measurements if m.failed is not None}
+
+    def flush(self, measured: Measurement | None = None) -> None:
+        """Read the metrics that wait on their device, and write what is new to the file and to TensorBoard."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            lines: list[Mapping[str, Any]] = []
+            if waiting:
+                steps = [step for step, _ in waiting]
+                columns = _columns([values for _, values in waiting])
+                self.history.log(steps, columns)
+                lines.append(metrics_line(steps, columns))
+            if measured is not None:
+                lines.append({"measurement": measured.to_json()})
+            self._flushed = self._clock()
+            self._write(lines)
+            if measured is not None and self._writer is not None:
+                self._scalars(measured)
+
+    def close(self) -> None:
+        """Write what is not written yet, and let go of TensorBoard's file."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+        if self._views:
+            self._refresh(True)
+
+    def frame(self, heads: bool = False) -> DataFrame:
+        """The measurements as a table.
+
+        Parameters
+        ----------
+        heads : bool
+            A row for each head, instead of the average over them.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``step``, ``layer`` (and ``head``), ``family``, ``ess``, ``of_state_size``, ``of_ceiling``, ``residual``,
+            ``seconds``, ``failed``, and the metrics of that step.
+        """
+        from .tables import measurements
+
+        self.flush()
+        return measurements(self.history, heads)
+
+    to_pandas = frame
+
+    def metrics(self) -> DataFrame:
+        """Metrics of every step as a table, ``step`` and a column for each name."""
+        from .tables import metrics
+
+        self.flush()
+        return metrics(self.history)
+
+    def figure(self, *, of: str = "ess", log: bool = True) -> Figure:
+        """ESS above the metrics, against the step, in matplotlib.
+
+        Parameters
+        ----------
+        of : {"ess", "ceiling", "state_size"}
+            ESS, or utilisation against either limit.
+        log : bool
+            Whether a metric called "loss" has a logarithmic axis.
+        """
+        from .training_figure import training
+
+        self.flush()
+        return training(self, of=of, log=log)
+
+    def view(self, **options: Any) -> TrainingView:
+        """A live view for notebooks: ESS and metrics against the step; a chosen step shows its operators.
+
+        Parameters
+        ----------
+        **options
+            As in :class:`ess_widgets.widgets.TrainingView`.
+        """
+        from ess_widgets.widgets.training_view import TrainingView
+
+        view = TrainingView(self, **options)
+        self._views.append(view)
+        return view
+
+    def lightning(self) -> LightningMonitor:
+        """A callback for Lightning that feeds this monitor."""
+        from .callbacks_lightning import LightningMonitor
+
+        return LightningMonitor(monitor=self)
+
+    def trainer(self) -> TrainerMonitor:
+        """A callback for transformers' ``Trainer`` that feeds this monitor."""
+        from .callbacks_trainer import TrainerMonitor
+
+        return TrainerMonitor(monitor=self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to put into a checkpoint: the step and the history, without operators."""
+        self.flush()
+        with self._lock:
+            return {"of": dict(self._of), "steps": self.steps, "history": self.history.to_json()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint: later records, in the file too, are superseded.
+
+        Raises
+        ------
+        ValueError
+            If it is of another model, other probe inputs, or another measure.
+        """
+        refuse_another(state["of"], self._of, "this checkpoint")
+        step = int(state["steps"])
+        with self._lock:
+            self._waiting.clear()
+            last = self.history.last
+            if self._file is not None and last is not None and last >= step and self._knows(state):
+                self._rewind(step)
+            else:
+                self.history = History()
+                for line in state["history"]:
+                    self.history.apply(line)
+                self._snapshots.rewind(-1)
+                self._write([{"rewind": -1}, *state["history"]])
+            self.steps = step
+            self._continue(step)
+        self._left = self._clock()
+
+    def __repr__(self) -> str:
+        last = self.history.good[-1] if self.history.good else None
+        told = "" if last is None else f", last at step {last.step}"
+        share = "" if math.isnan(self.overhead) else f", overhead {100 * self.overhead:.1f} %"
+        return f"Monitor({len(self.history.measurements)} measurements{told}, {self.steps} steps{share})"
+
+    # What happens inside
+
+    def _knows(self, state: Mapping[str, Any]) -> bool:
+        """Whether the history in the file holds all measurements of a checkpoint."""
+        wanted = {line["measurement"]["step"] for line in state["history"] if "measurement" in line}
+        return wanted <= {m.step for m in self.history.measurements}
+
+    def _continue(self, step: int | None = None) -> None:
+        """Take up a history."""
+        last = self.history.last
+        self.steps = (last or 0) if step is None else step
+        self._own_steps = None
+        if self.history.good:
+            self._pace.expect(self.history.good[-1].step, self.history.good[-1].seconds)
+
+    def _advance(self, step: int) -> None:
+        if step < 0:
+            raise ValueError(f"step must be 0 or more, but is {step}.")
+        last = self.history.last
+        if step <= self.steps or (last is not None and step <= last):
+            self.flush()
+            self._rewind(step - 1)
+        self.steps = step
+
+    def _rewind(self, step: int) -> None:
+        self.history.rewind(step)
+        self._snapshots.rewind(step)
+        self._pace.rewind(step)
+        self._write([{"rewind": step}])
+
+    def _leave(self, began: float, measured: bool = False) -> float:
+        """Account for the time since ``began``; what follows is training again."""
+        self._left = self._clock()
+        if measured:
+            self._pace.measured(self.steps, self._left - began)
+        else:
+            self._pace.monitoring += self._left - began
+        return self._left
+
+    def _timed(self, work: Callable[[], object]) -> None:
+        began = self._clock()
+        self._pace.training += began - self._left
+        work()
+        self._leave(began)
+
+    def _refresh(self, now: bool = False) -> None:
+        for view in list(self._views):
+            view._refresh(now)
+
+    def _write(self, lines: list[Mapping[str, Any]]) -> None:
+        if self._file is None or not lines:
+            return
+        try:
+            self._file.write(lines)
+        except OSError as error:
+            warnings.warn(
+                f"the training history can no longer be written to {self._file.path} and is kept in memory alone: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self._file = None
+
+    def _scalars(self, found: Measurement) -> None:
+        """At each measurement alone: TensorBoard takes longer for a number than a small model for a step."""
+        for name, layer in found.layers.items():
+            values = {
+                "ess": layer.ess.mean(),
+                "utilisation_of_ceiling": layer.of_ceiling.mean(),
+                "utilisation_of_state_size": layer.of_state_size.mean(),
+                "residual": layer.residual,
+            }
+            for what, value in values.items():
+                self._writer.add_scalar(f"{what}/{name}", float(value), found.step)
+        if self.history.steps and self.history.steps[-1] == found.step:
+            for name, column in self.history.metrics.items():
+                self._writer.add_scalar(f"metrics/{name}", column[-1], found.step)
+        if not math.isnan(self.overhead):
+            self._writer.add_scalar("monitor/overhead", self.overhead, found.step)
+
+
+def _places(positions: Iterable[int] | None) -> tuple[int, ...] | None:
+    if positions is None:
+        return None
+    found = tuple(positions)
+    for position in found:
+        if not hasattr(position, "__index__") or isinstance(position, bool):
+            raise TypeError(f"positions must be integers, but one is {position!r}.")
+    places = tuple(sorted({position.__index__() for position in found}))
+    if not places or places[0] < 0:
+        raise ValueError("positions must be 0 or more, and at least one.")
+    return places
+
+
+def _scalar(name: str, value: Any) -> Any:
+    """A number, or a copy of a tensor on its device."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name} must be one number, but has the shape {tuple(value.shape)}; take its mean()."
+            )
+        value = value.detach()
+        return float(value) if value.device.type == "cpu" else value.clone()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be a number or a tensor with one element, not {type(value).__name__}."
+        ) from None
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Values by name, tensors of one device read in one transfer."""
+    places = [
+        (name, k) for k, row in enumerate(rows) for name, value in row.items() if isinstance(value, Tensor)
+    ]
+    by_device: dict[torch.device, list[tuple[str, int]]] = {}
+    for name, k in places:
+        by_device.setdefault(rows[k][name].device, []).append((name, k))
+    for group in by_device.values():
+        together = torch.stack(
+            [
+                rows[k][name].reshape(()).double()
+                if rows[k][name].device.type != "mps"
+                else rows[k][name].reshape(()).float()
+                for name, k in group
+            ]
+        )
+        for (name, k), value in zip(group, together.tolist(), strict=True):
+            rows[k][name] = value
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name, math.nan) for row in rows] for name in names}
+
+
+def _synchronise(model: nn.Module) -> None:
+    for device in {parameter.device for parameter in model.parameters()}:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+
+
+def _release(error: BaseException) -> None:
+    """Let go of what the failed measurement holds: its frames, and a GPU's cache."""
+    error.__traceback__ = None
+    if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _writer(tensorboard: Any, step: int | None) -> Any:
+    if not isinstance(tensorboard, (str, Path)):
+        if not hasattr(tensorboard, "add_scalar"):
+            raise TypeError(
+                f"tensorboard must be a directory or a SummaryWriter, not {type(tensorboard).__name__}."
+            )
+        return tensorboard
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "Writing TensorBoard's files needs the package tensorboard: pip install tensorboard."
+        ) from error
+    purge: dict[str, Any] = {} if step is None else {"purge_step": step + 1}
+    return SummaryWriter(str(tensorboard), **purge)  # type: ignore[no-untyped-call]
