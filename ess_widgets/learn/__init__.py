@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ess_widgets.learn.modulation import Modulation, modulation
+
 from .history import History, LayerMeasurement, Measurement
 from .monitor import Monitor
 
@@ -17,8 +19,10 @@ __all__ = [
     "LayerMeasurement",
     "LightningMonitor",
     "Measurement",
+    "Modulation",
     "Monitor",
     "TrainerMonitor",
+    "modulation",
 ]
 
 # Needing packages that not everybody has.
