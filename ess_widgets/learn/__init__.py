@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ess_widgets.learn.diagnosis import Diagnosis, Finding, Thresholds, diagnose
 from ess_widgets.learn.modulation import Modulation, modulation
 
 from .history import History, LayerMeasurement, Measurement
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
     from .callbacks_trainer import TrainerMonitor
 
 __all__ = [
+    "Diagnosis",
+    "Finding",
     "History",
     "LayerMeasurement",
     "LightningMonitor",
     "Measurement",
     "Modulation",
     "Monitor",
+    "Thresholds",
     "TrainerMonitor",
+    "diagnose",
     "modulation",
 ]
 
