@@ -3,6 +3,7 @@
 from .explorer import Explorer, explore
 from .layer_grid_view import LayerGridView
 from .operator_view import OperatorView
+from .playground import Playground, playground
 from .profile_view import ProfileView
 from .selection import Selection
 from .spectrum_view import SpectrumView
@@ -12,9 +13,11 @@ __all__ = [
     "Explorer",
     "LayerGridView",
     "OperatorView",
+    "Playground",
     "ProfileView",
     "Selection",
     "SpectrumView",
     "TokenView",
     "explore",
+    "playground",
 ]
