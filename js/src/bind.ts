@@ -13,10 +13,11 @@ interface SelectionModel {
   off(event: string, callback: () => void): void;
 }
 
-const arrays = new Set(["matrix", "values", "ess", "state_size", "ceiling", "fresh"]);
-const dataKeys = ["operator_data", "spectrum_data", "profile_data", "grid_data"] as const;
-const plainKeys = ["text", "title", "tokens", "layers", "status"] as const;
-const settingKeys = ["kind", "tol", "relative", "scale", "against"] as const;
+const arrays = new Set(["matrix", "values", "ess", "state_size", "ceiling", "fresh", "closed_form"]);
+for (const key of ["steps", "metric_steps", "metric_mean", "metric_low", "metric_high"]) arrays.add(key);
+const dataKeys = ["training_data", "operator_data", "spectrum_data", "profile_data", "grid_data", "toy_data"] as const;
+const plainKeys = ["text", "title", "tokens", "layers", "menu", "status"] as const;
+const settingKeys = ["step", "shown", "kind", "tol", "relative", "scale", "against"] as const;
 const selectionKeys = ["layer", "head", "position", "span", "pinned", "mode"] as const;
 
 /** Bytes as they arrive from the kernel may not be aligned to four: copy. */

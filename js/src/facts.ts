@@ -29,6 +29,7 @@ export function selectedLayer(state: State): Layer | undefined {
 /** What a layer's head is called: its number among all groups, and what a group is there. */
 export function groupName(layer: Layer | undefined, head: number): string {
   if (layer?.group === "layer") return "all channels";
+  if (layer?.group === "operator") return layer.family;
   return `${layer?.group ?? "head"} ${layer?.groups?.[head] ?? head}`;
 }
 

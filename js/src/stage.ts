@@ -66,6 +66,8 @@ export interface StageOptions {
   waiting?: (state: State) => boolean;
   /** Room for row labels on the left. */
   rowLabels: boolean;
+  /** What lies on the picture and can be dragged; placed after each painting. */
+  attach?: (picture: HTMLElement) => { place(frame: Frame, plots: Box[]): void; remove(): void };
 }
 
 /** Parts of the state that panels draw. */
@@ -80,6 +82,7 @@ const shownKeys = [
   "zoom",
   "detail",
   "status",
+  "toy_data",
 ] as const;
 
 const hintTime = 1600;
@@ -103,6 +106,7 @@ export function mountStage(root: HTMLElement, store: Store, options: StageOption
   container.append(picture);
   root.append(container);
   const layers = new Layers(picture);
+  const attached = options.attach?.(picture);
   const buttons = zoomButtons(container, {
     zoom: (factor) => {
       const centre = frame.position ?? (frame.window.x[0] + frame.window.x[1]) / 2;
@@ -232,6 +236,10 @@ export function mountStage(root: HTMLElement, store: Store, options: StageOption
     const waits = options.waiting?.(frame.state) ?? false;
     picture.style.transition = waits ? "opacity 150ms ease 200ms" : "none";
     picture.style.opacity = waits ? "0.45" : "1";
+    attached?.place(
+      frame,
+      panels.map((panel) => panel.plot),
+    );
     paintOverlay();
     describing ??= setTimeout(() => {
       describing = null;
@@ -311,6 +319,7 @@ export function mountStage(root: HTMLElement, store: Store, options: StageOption
 
   const stops = [
     unbrush,
+    () => attached?.remove(),
     buttons.remove,
     onThemeChange(() => {
       const next = readTheme(container);

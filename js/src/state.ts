@@ -13,7 +13,12 @@ export interface Settings {
   scale: Scale;
   /** What utilisation is taken against. */
   against: Limit;
+  /** Of a training: the chosen step, null to follow the newest, and what its lines show. */
+  step?: number | null;
+  shown?: Shown;
 }
+
+export type Shown = "ess" | Limit;
 
 /** What is brushed. Every view shows it; Python reads it. */
 export interface Selection {
@@ -118,6 +123,29 @@ export interface GridData {
   fresh?: Float32Array;
 }
 
+/** ESS and metrics against the step of a training; decimated by the kernel. */
+export interface TrainingData {
+  kind: Kind;
+  tol: number;
+  relative: boolean;
+  /** Layers, `names.length` × `columns`. */
+  names: string[];
+  columns: number;
+  steps: Float32Array;
+  ess: Float32Array;
+  state_size: Float32Array;
+  ceiling: Float32Array;
+  /** `metrics.length` × `points`: mean, smallest and largest value of neighbouring steps. */
+  metrics: string[];
+  points: number;
+  metric_steps: Float32Array;
+  metric_mean: Float32Array;
+  metric_low: Float32Array;
+  metric_high: Float32Array;
+  failed: { step: number; reason: string }[];
+  last: number;
+}
+
 export interface Status {
   phase: "idle" | "running" | "computing" | "ready" | "error";
   message: string;
@@ -135,6 +163,44 @@ export interface VectorData {
   past: Float32Array;
   /** Left vectors, `count` × (`length` − `position`): weights on the present and future outputs. */
   future: Float32Array;
+}
+
+/** One parameter of a toy operator, as the kernel describes it. */
+export type ToyControl = { name: string; label: string } & (
+  | { type: "whole"; value: number; low: number; high: number }
+  | { type: "seed"; value: number }
+  | {
+      type: "number";
+      value: number | "inf";
+      low: number;
+      high: number;
+      logarithmic: boolean;
+      /** Values beyond the slider that its ends stand for, and what they are called. */
+      ends: [number | "inf" | null, number | "inf" | null];
+      words: [string, string];
+    }
+  | { type: "choice"; value: string; options: { value: string; label: string }[] }
+  | { type: "poles"; value: WirePole[]; most: number; largest: number }
+);
+
+/** Real part, imaginary part (0 or more: a pair is written once), order. */
+export type WirePole = [number, number, number];
+
+/** A toy operator: what it can be set to, and its ESS in closed form. */
+export interface ToyData {
+  toy: string;
+  length: number;
+  /** The wish of the browser that it answers. */
+  stamp: number;
+  see: string;
+  differs: string;
+  formula: string;
+  warnings: string[];
+  controls: ToyControl[];
+  /** A parameter that is a position on the picture, moved by `offset`. */
+  handle: { parameter: string; offset: number; corner: boolean } | null;
+  /** One rank per position. */
+  closed_form: Float32Array;
 }
 
 /** The part of the operator that is shown, in positions; operator and profile share `x`. */
@@ -155,6 +221,10 @@ export interface State {
   spectrum_data: SpectrumData | null;
   profile_data: ProfileData | null;
   grid_data: GridData | null;
+  training_data: TrainingData | null;
+  /** The toy operators there are, and the one that is shown. */
+  menu: { name: string; title: string }[];
+  toy_data: ToyData | null;
   status: Status;
   vectors: VectorData | null;
   /** What zooming into a large operator has fetched. */
@@ -174,6 +244,9 @@ export const initialState: State = {
   spectrum_data: null,
   profile_data: null,
   grid_data: null,
+  training_data: null,
+  menu: [],
+  toy_data: null,
   status: { phase: "idle", message: "", progress: null },
   vectors: null,
   detail: null,

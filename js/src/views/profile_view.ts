@@ -23,6 +23,7 @@ import { mountStage, type Box, type Frame, type Panel } from "../stage";
 import type { ProfileData, State } from "../state";
 import type { Store } from "../store";
 import { drawParts, font, normal, partsWidth, plate, small, type Part, textWidth } from "../text";
+import { withAlpha } from "../theme";
 
 type Context = CanvasRenderingContext2D;
 
@@ -72,6 +73,7 @@ export class ProfilePanel implements Panel {
     return [
       state.profile_data,
       state.spectrum_data,
+      state.toy_data,
       settings.kind,
       settings.tol,
       settings.relative,
@@ -104,11 +106,11 @@ export class ProfilePanel implements Panel {
     const data = selectedProfile(state);
     const limits = data?.length === length ? this.limits(frame, data) : null;
     const shape = limits ? largestOf(limits.ceiling) : Math.floor(length / 2);
-    const own = largestOf(curve?.values ?? []);
+    const own = Math.max(largestOf(curve?.values ?? []), largestOf(closedForm(state, length) ?? []));
     const all = data?.length === length && data.kind === state.settings.kind ? largestOf(data.ess) : 0;
     const curves = own > 0 ? Math.max(own, Math.min(all, mostAbove * Math.max(own, 2))) : all;
     const wanted = curves > 0 ? Math.min(niceTop(Math.max(curves * 1.15, 2)), shape * 1.14) : shape * 1.14;
-    const key = `${state.selection.layer} ${length} ${state.settings.kind}`;
+    const key = `${state.selection.layer} ${length} ${state.settings.kind} ${state.toy_data?.toy ?? ""}`;
     const keep = key === this.shown.key && wanted <= this.shown.top && wanted > this.shown.top * 0.4;
     if (!keep) this.shown = { key, top: Math.max(wanted, 1) };
     return this.shown.top;
@@ -139,6 +141,7 @@ export class ProfilePanel implements Panel {
     delimiterLines(context, frame, frame.x, (x) => line(context, x, plot.top, x, plot.bottom + tickHeight));
     if (fits) this.nameLimit(context, frame, fits);
     if (fits) this.others(context, frame, fits);
+    this.closedForm(context, frame);
     const { curve } = frame;
     if (curve) {
       context.strokeStyle = theme.series;
@@ -199,6 +202,9 @@ export class ProfilePanel implements Panel {
       [{ text: groupName(layer, head), colour: theme.series, weight: 650, space: 8 }],
       [{ text: how, colour: theme.muted, space: 8 }],
     ];
+    if (closedForm(state, frame.length)) {
+      pieces.splice(2, 0, [{ text: "▬ closed form", colour: theme.delimiter, space: 10 }]);
+    }
     if (heads !== undefined && heads > 1) {
       pieces.push([{ text: `thin: ${otherGroups(layer, heads)}`, colour: theme.muted, space: 12 }]);
     }
@@ -285,6 +291,15 @@ export class ProfilePanel implements Panel {
       context.arc(x.at(0), this.y(values[0]!), 2.5, 0, 2 * Math.PI);
       context.stroke();
     }
+  }
+
+  /** A band that the curve runs within where measurement and closed form agree. */
+  private closedForm(context: Context, frame: Frame): void {
+    const values = closedForm(frame.state, frame.length);
+    if (!values) return;
+    context.strokeStyle = withAlpha(frame.theme.delimiter, frame.theme.dark ? 0.5 : 0.38);
+    context.lineWidth = 7;
+    this.trace(context, frame, values);
   }
 
   private others(context: Context, frame: Frame, data: ProfileData): void {
@@ -398,6 +413,14 @@ export class ProfilePanel implements Panel {
     context.textAlign = "center";
     context.fillText(text, (this.plot.left + this.plot.right) / 2, (this.plot.top + this.plot.bottom) / 2);
   }
+}
+
+/** ESS in closed form, where a toy operator is shown. */
+function closedForm(state: State, length: number): Float32Array | null {
+  const data = state.toy_data;
+  return data !== null && data.length === length && data.closed_form.length === length
+    ? data.closed_form
+    : null;
 }
 
 /** Length of what a profile can show. */
