@@ -26,11 +26,22 @@ class Advice:
         )
 
 
+_FULL = Advice(
+    "a full state with a failing task needs more state (larger d_k or n), or a hybrid with attention layers, where "
+    "the placing of attention matters more than its amount.",
+    "Check that the task fails for want of memory: a model that solves it may well use all of its state.",
+)
+
 ADVICE = {
     "non-finite": Advice(
         "",
         "Look at the weights and inputs of this layer first: everything behind it inherits its NaN. A row whose mask "
         "lets it read nothing gives NaN too; in half precision look for overflow.",
+    ),
+    "unreadable": Advice(
+        "",
+        "The layer computes something that its name does not allow (gates above 1, an infinity in its queries or keys): "
+        "mend that, or tell ew.register how to read it.",
     ),
     "unverified": Advice(
         "",
@@ -42,11 +53,7 @@ ADVICE = {
         "Keep |A| at most 1: write gates as exp(-softplus(·)) or sigmoid, normalise keys of a delta rule and keep "
         "its step size within 0 … 2.",
     ),
-    "saturation": Advice(
-        "a full state with a failing task needs more state (larger d_k or n), or a hybrid with attention layers, where "
-        "the placing of attention matters more than its amount.",
-        "Check that the task fails for want of memory: a model that solves it may well use all of its state.",
-    ),
+    "saturation": _FULL,
     "collapse": Advice(
         "the state is there and is not used: penalise ‖A − I‖_F while training (this let GLA and WLA pass linear "
         "attention on a hard recall task), or begin closer to the identity: a larger α in S6 and GLA-S6.",
@@ -84,6 +91,7 @@ ADVICE = {
         "",
         "Common and useful: previous-token heads serve induction. A window or a short convolution would do for it.",
     ),
+    "full": _FULL,
     "sink": Advice(
         "",
         "Common in trained softmax models: a head that has nothing to add parks there (arXiv:2309.17453, 2410.10781). "

@@ -125,9 +125,9 @@ class Diagnosis:
         from ess_widgets.widgets import Explorer, Selection
 
         row, sample = self._find(where)
-        if row.broken is not None:
+        if not row.numbers:
             raise ValueError(
-                f"{row.layer!r} computes values that are not finite, so there is nothing to explore there; mend them first."
+                f"{row.layer!r} has no operator: its values are not finite, or it cannot be built (see the findings). There is nothing to explore."
             )
         call = self._calls[sample]
         heads = [r.head for r in self.rows if r.layer == row.layer]
@@ -222,7 +222,7 @@ def diagnose(
         For texts: a transformers tokenizer, or any object with ``encode`` and ``decode``.
     failing : bool, optional
         Whether the model fails its task. Saturation is a full state *and* a failing task: True reports full states as
-        saturation, False does not report them, None does and leaves it open.
+        saturation, False does not report them, None reports them as "full", for information.
     kind, tol, relative
         Which ESS, as in :func:`ess_widgets.ess`; all ESS of a diagnosis are of this one kind.
     layers
@@ -291,6 +291,8 @@ class _Looked:
         self._shown: dict[str, list[int]] = {}
         self._about: dict[str, dict[str, Any]] = {}
         self._broken: dict[str, list[Row]] = {}
+        self._refused: dict[str, list[Row]] = {}
+        self._order: list[str] = []
         self._of: dict[str, int] = {}
         self._skipped: dict[str, str] = {}
         self._behind: list[str] = []
@@ -304,11 +306,16 @@ class _Looked:
             return
         self._skipped.update(captured.skipped)
         tokens = 0
+        self._order += [name for name in captured if name not in self._order]
         for name, layer in captured.items():
             try:
                 operator = layer.operator
             except CaptureError as error:
-                self._skipped[name] = str(error)
+                self._refused[name] = [
+                    Row(name, head, layer.family, layer.group, refused=str(error))
+                    for head in range(layer.outputs.shape[1])
+                ]
+                tokens = max(tokens, layer.outputs.shape[2])
                 continue
             batch, count = operator.shape[:2]
             shown = (
@@ -364,11 +371,11 @@ class _Looked:
     def rows(self) -> list[Row]:
         """All rows, in the model's order as far as it is known."""
         rows: list[Row] = []
-        for name, measured in self._measured.items():
-            if name not in self._broken:
-                rows += combine(measured, self._shown[name], self._asked.limits, **self._about[name])
-        for broken in self._broken.values():
-            rows += broken
+        for name in self._order + [name for name in self._broken if name not in self._order]:
+            given = self._broken.get(name) or self._refused.get(name)
+            rows += given or combine(
+                self._measured[name], self._shown[name], self._asked.limits, **self._about[name]
+            )
         if not rows:
             reasons = "; ".join(f"{name!r}: {why}" for name, why in self._skipped.items())
             raise CaptureError(f"no layer could be looked at: {reasons or 'none was captured'}.")

@@ -20,6 +20,7 @@ SEVERITIES = ("critical", "warning", "notice", "info")
 # Worst first.
 SIGNS = (
     "non-finite",
+    "unreadable",
     "unverified",
     "exploding",
     "saturation",
@@ -32,6 +33,7 @@ SIGNS = (
     "diagonal",
     "local",
     "sink",
+    "full",
 )
 
 
@@ -42,8 +44,8 @@ class Finding:
     Attributes
     ----------
     sign : str
-        "non-finite", "unverified", "exploding", "saturation", "collapse", "dead", "uniform", "constant", "undecayed",
-        "copy", "diagonal", "local" or "sink".
+        "non-finite", "unreadable", "unverified", "exploding", "saturation", "collapse", "dead", "uniform", "constant", "undecayed",
+        "copy", "diagonal", "local", "sink" or "full".
     severity : {"critical", "warning", "notice", "info"}
         "info" is common in healthy models.
     layer, head, family, group
@@ -99,7 +101,7 @@ class _Rules:
 
     def signs(self) -> Iterator[Finding]:
         """Findings of the row. What makes its other numbers meaningless comes alone."""
-        for alone in (self._broken, self._unverified, self._exploding, self._dead):
+        for alone in (self._broken, self._unreadable, self._unverified, self._exploding, self._dead):
             found = alone()
             if found is not None:
                 yield found
@@ -136,9 +138,16 @@ class _Rules:
             sample=broken.sample,
         )
 
+    def _unreadable(self) -> Finding | None:
+        if not self.row.refused:
+            return None
+        return self._found(
+            "unreadable", "critical", "operators that can be built", 0.0, 1.0, self.row.refused
+        )
+
     def _unverified(self) -> Finding | None:
         value, limit = self.row["residual"], self.row.residual_limit
-        if value <= limit:
+        if value <= limit or not self.row.numbers:
             return None
         why = (
             f"T u differs from what the model computed by {value:.2g} of it, where rounding explains {limit:.0g}: "
@@ -172,16 +181,16 @@ class _Rules:
         written = row["written"]
         if written <= limit:
             why = (
-                f"what the output projection lets through is {written:.2g} of the layer's average {row.group}"
+                f"what the output projection lets through is {written:.2g} of the layer's median {row.group}"
             )
-            return self._found("dead", "warning", "written / layer's average", written, limit, why, numbers)
+            return self._found("dead", "warning", "written / layer's median", written, limit, why, numbers)
         if math.isnan(written) and row["output_share"] <= limit:
             why = (
-                f"its output is {row['output_share']:.2g} of the layer's average {row.group}; no output projection was "
+                f"its output is {row['output_share']:.2g} of the layer's median {row.group}; no output projection was "
                 "found, so a norm behind it may make up for that"
             )
             return self._found(
-                "dead", "notice", "output / layer's average", row["output_share"], limit, why, numbers
+                "dead", "notice", "output / layer's median", row["output_share"], limit, why, numbers
             )
         return None
 
@@ -251,11 +260,12 @@ class _Rules:
         if self.failing is False or not value >= limit:
             return None
         why = f"{self.measure} is {value:.0%} of the state-size of {self.row['state_size']:.0f} wherever that is the limit"
+        sign, severity = "saturation", "warning"
         if self.failing is None:
+            sign, severity = "full", "info"
             why += "; this is saturation if the task fails (failing=True)"
-        severity = "notice" if self.failing is None else "warning"
         numbers = ("full", "state_size", "ess", "utilisation_of_state")
-        return self._found("saturation", severity, f"{self.measure} / TSS", value, limit, why, numbers)
+        return self._found(sign, severity, f"{self.measure} / TSS", value, limit, why, numbers)
 
     def _undecayed(self) -> Finding | None:
         value = self.row["forgets"]

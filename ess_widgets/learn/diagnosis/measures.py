@@ -113,7 +113,7 @@ def measure(
     numbers = {name: torch.cat(values) for name, values in parts.items()}
     mixed, given = (torch.linalg.vector_norm(tensor.flatten(1), dim=-1).cpu() for tensor in (u, y))
     numbers["gain"] = torch.where(given == 0, 0.0, given / mixed)
-    numbers["output_share"] = _against_mean(given)
+    numbers["output_share"] = _against_typical(given)
     numbers["written"] = _written(written, sample, groups, own)
     numbers["forgets"] = _forgetting(operator, sample, groups, own)
     state = operator.state_size.expand(*operator.shape[:-2], L)[sample][groups][:, own].cpu()
@@ -163,16 +163,18 @@ def _has_state(layer: LayerCapture) -> bool:
     return layer.family not in ("softmax attention", "convolution")
 
 
-def _against_mean(size: Tensor) -> Tensor:
-    """In units of the layer's root mean square; 0 where all is 0."""
-    mean = size.square().mean().sqrt()
-    return size / mean if mean > 0 else torch.zeros_like(size)
+def _against_typical(size: Tensor) -> Tensor:
+    """In units of the layer's median, which one huge head does not move; 0 where all is 0."""
+    typical = size.median()
+    if typical == 0:  # half of them are dead
+        typical = size.square().mean().sqrt()
+    return size / typical if typical > 0 else torch.zeros_like(size)
 
 
 def _written(written: Written | None, sample: int, groups: list[int], own: Tensor) -> Tensor:
     if written is None:
         return torch.full((len(groups),), torch.nan, dtype=torch.float64)
-    return _against_mean(written.sizes(sample, own.to(written.given.device)).cpu())[groups]
+    return _against_typical(written.sizes(sample, own.to(written.given.device)).cpu())[groups]
 
 
 def _forgetting(op: Operator, sample: int, groups: list[int], own: Tensor) -> Tensor:

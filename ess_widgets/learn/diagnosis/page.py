@@ -138,7 +138,7 @@ def _row(row: Row, at: int, findings: list[Finding]) -> str:
     rank = len(SEVERITIES) - SEVERITIES.index(severity) if severity else 0
     why = "; ".join(f.why for f in findings)
     where = f"title='{escape(row.family, quote=True)}, {escape(row.group, quote=True)} {row.head}'"
-    withheld = any(f.sign in ("non-finite", "unverified") for f in findings)
+    withheld = any(f.sign in ("non-finite", "unreadable", "unverified") for f in findings)
     ess, used = (math.nan, math.nan) if withheld else (row["ess"], row["utilisation_of_ceiling"])
     return (
         f"<tr data-row='{at}'><td data-value='{rank}' class='ess-sev ess-{severity or 'none'}'>{severity or '–'}</td>"

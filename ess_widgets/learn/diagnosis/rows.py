@@ -48,6 +48,8 @@ class Row:
     twin : int or None
         The earlier head that it is most like.
     broken : Broken or None
+    refused : str
+        Why its operator cannot be built; empty where it can.
     worst : int
         The sample with the largest residual.
     """
@@ -62,6 +64,7 @@ class Row:
     ceiling: list[float] = field(default_factory=list)
     twin: int | None = None
     broken: Broken | None = None
+    refused: str = ""
     worst: int = 0
     residual_limit: float = 1e-5
     signs: list[str] = field(default_factory=list)

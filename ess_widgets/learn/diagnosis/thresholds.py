@@ -47,7 +47,7 @@ class Thresholds:
     constant : float
         ``‖T_a - T_b‖ / ‖T_a‖`` between samples up to which an operator does not depend on its input.
     dead : float
-        What a head writes to the residual stream, against the average head of its layer (root mean squares).
+        What a head writes to the residual stream, against the median head of its layer (root mean squares).
     silent : float
         ``‖y‖ / ‖u‖`` up to which a head gives nothing out.
     residual : float or None

@@ -87,7 +87,7 @@ class DiagnosisView(VBox):  # type: ignore[misc] # ipywidgets has no types
         self._said = HTML()
         super().__init__([self.rows, self._said])
         self.rows.observe(self._on_row, "row")
-        first = next((row for row in [*found, *rest] if row.broken is None), None)
+        first = next((row for row in [*found, *rest] if row.numbers), None)
         if first is not None:
             self.rows.row = diagnosis.rows.index(first)
 
@@ -95,8 +95,8 @@ class DiagnosisView(VBox):  # type: ignore[misc] # ipywidgets has no types
         if change.new is None:
             return
         row, sample = self._diagnosis._find(change.new)
-        if row.broken is not None:
-            self._said.value = "There is nothing to draw: this layer's values are not finite."
+        if not row.numbers:
+            self._said.value = "There is nothing to draw: this layer has no operator."
             return
         self._said.value = ""
         if self.explorer is None or sample != self._sample:
