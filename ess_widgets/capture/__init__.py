@@ -3,6 +3,7 @@
 from ess_widgets.capture.core import Capture, LayerCapture, capture, run
 from ess_widgets.capture.errors import Cancelled, CaptureError, NotCausalError, UnknownLayerError
 from ess_widgets.capture.linearisation.jacobian import jacobian
+from ess_widgets.capture.live import Live
 from ess_widgets.capture.registry import register, unregister
 from ess_widgets.capture.residual import residual
 
@@ -11,6 +12,7 @@ __all__ = [
     "Capture",
     "CaptureError",
     "LayerCapture",
+    "Live",
     "NotCausalError",
     "UnknownLayerError",
     "capture",

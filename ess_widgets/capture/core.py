@@ -21,7 +21,7 @@ from ess_widgets.capture.record import Found
 from ess_widgets.capture.residual import residual
 from ess_widgets.operators import Operator
 
-__all__ = ["Capture", "LayerCapture", "capture", "run"]
+__all__ = ["Capture", "LayerCapture", "capture", "gather", "run"]
 
 
 class LayerCapture:
@@ -284,11 +284,11 @@ def run(
         on_layer=on_layer,
     )
     # Looking at results calls torch too: here as well an interrupt must leave the thread as it was.
-    kept, skipped = quietly(lambda quiet: _gather(model, outcome, selector, differentiable))
+    kept, skipped = quietly(lambda quiet: gather(model, outcome, selector, differentiable))
     return Capture(kept, outcome.output if keep_output else None, skipped)
 
 
-def _gather(
+def gather(
     model: nn.Module, outcome: session.Outcome, selector: Selector, differentiable: bool
 ) -> tuple[dict[str, LayerCapture], dict[str, str]]:
     """The layers that were asked for, checked, and why others are left out."""

@@ -153,6 +153,10 @@ class PathTracker:
         frame = next((frame for frame in reversed(self.frames) if frame.module is module), None)
         return otherwise if frame is None else frame.path or self.root_name
 
+    def begin(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The call of the model itself, where that began before the hooks were there."""
+        self._enter(root, args, kwargs)
+
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() != self._thread:
             return

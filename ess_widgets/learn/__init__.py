@@ -10,6 +10,7 @@ from ess_widgets.learn.modulation import Modulation, modulation
 
 from .history import History, LayerMeasurement, Measurement
 from .monitor import Monitor
+from .regularisation import Regulariser
 
 if TYPE_CHECKING:
     from .callbacks_lightning import LightningMonitor
@@ -24,6 +25,7 @@ __all__ = [
     "Measurement",
     "Modulation",
     "Monitor",
+    "Regulariser",
     "Thresholds",
     "TrainerMonitor",
     "diagnose",

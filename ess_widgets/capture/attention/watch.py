@@ -36,9 +36,12 @@ class AttentionWatch:
         Where layers are added.
     is_weight : callable
         Whether a tensor is one of the model's weights.
+    live : bool
+        Whether dropout takes place.
     """
 
-    def __init__(self, record: Record, is_weight: Callable[[Tensor], bool]) -> None:
+    def __init__(self, record: Record, is_weight: Callable[[Tensor], bool], *, live: bool = False) -> None:
+        self._live = live
         self._record, self._leaves, self._is_weight = record, record.leaves, is_weight
         self._tape = Tape(self._leaves)
         self._splits = SplitWatcher()
@@ -59,6 +62,14 @@ class AttentionWatch:
     def knows(self, args: Any, kwargs: Any) -> bool:
         """Whether some argument came from scores."""
         return self._tape.any_known(args, kwargs)
+
+    def looked_through(self, source: Tensor, call: Callable[[], Tensor]) -> Tensor:
+        """Do a call whose result is to be taken for what it was given."""
+        ref = self._tape.ref(source)
+        result = call()
+        if ref is not None:
+            self._tape.same(result, ref)
+        return result
 
     def drop(self, tensor: Tensor) -> None:
         """A tensor was given other values."""
@@ -222,7 +233,7 @@ class AttentionWatch:
     def _sdpa(self, func: Any, args: Any, kwargs: Any) -> Any:
         self._record.seen.calls["scaled_dot_product_attention"] += 1
         call = dot_product.arguments(args, kwargs)
-        if call.get("dropout_p"):
+        if call.get("dropout_p") and not self._live:
             call["dropout_p"] = 0.0
         result = func(**call)
         query, key, value = call["query"], call["key"], call["value"]
@@ -271,7 +282,8 @@ class AttentionWatch:
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
         self._record.seen.calls["multi_head_attention_forward"] += 1
-        call = {**multihead.arguments(args, kwargs), "training": False}
+        call = multihead.arguments(args, kwargs)
+        call = call if self._live else {**call, "training": False}
         result = func(**call)
         reason = multihead.why_not(call)
         if reason is not None:

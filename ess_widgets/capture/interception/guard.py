@@ -38,12 +38,20 @@ class Guard:
         Their memory, to their names.
     is_original : callable, optional
         Whether a parameter belongs to the original model although a copy is running.
+    writable : bool
+        Whether the forward may write to them: it is the user's own.
     """
 
     def __init__(
-        self, weights: dict[int, str], leaves: Leaves, is_original: Callable[[object], bool] | None
+        self,
+        weights: dict[int, str],
+        leaves: Leaves,
+        is_original: Callable[[object], bool] | None,
+        *,
+        writable: bool = False,
     ) -> None:
         self._weights, self._leaves, self._is_original = weights, leaves, is_original
+        self._writable = writable
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter, or a view of one."""
@@ -62,7 +70,7 @@ class Guard:
         for tensor in _targets(name, args, kwargs):
             self._leaves.before_write(tensor)
             where = calls.storage(tensor)
-            if where is not None and where in self._weights:
+            if where is not None and where in self._weights and not self._writable:
                 raise WrittenWeight(self._weights[where])
 
 

@@ -46,6 +46,8 @@ class CaptureMode(TorchFunctionMode):
         Modules that are captured by their Jacobians.
     differentiable : bool
         Whether tensors are kept with their graph.
+    live : bool
+        Whether the run is the user's own: dropout and random numbers are left alone then.
     is_original : callable
         Whether a parameter belongs to the original model although a copy is running.
     """
@@ -61,6 +63,7 @@ class CaptureMode(TorchFunctionMode):
         foreign: dict[int, str],
         chosen: Mapping[nn.Module, Any],
         differentiable: bool = False,
+        live: bool = False,
         is_original: Callable[[object], bool] | None = None,
         should_stop: Callable[[], bool] | None = None,
         on_layer: Callable[[str, int], None] | None = None,
@@ -69,9 +72,9 @@ class CaptureMode(TorchFunctionMode):
         leaves = Leaves({**foreign, **weights}, differentiable)
         self.record = Record(tracker, selector, leaves, inputs, stated, on_layer)
         self._should_stop = should_stop
-        self._guard = Guard(weights, leaves, is_original)
-        self._random = PrivateRandom()
-        self._attention = AttentionWatch(self.record, self._guard.is_weight)
+        self._guard = Guard(weights, leaves, is_original, writable=live)
+        self._random = None if live else PrivateRandom()
+        self._attention = AttentionWatch(self.record, self._guard.is_weight, live=live)
         self._convolutions = ConvolutionWatch(self.record, inputs, self._guard.is_weight)
         self.recognition = Recognition(self.record, self._convolutions.owner, chosen)
         self._functions = self.recognition.functions
@@ -121,11 +124,19 @@ class CaptureMode(TorchFunctionMode):
         if name in self._attention.forms and not self.recognition.active:
             return self._attention.forms[name](func, args, kwargs)
         if name in _DROPOUTS:
-            return args[0] if args else kwargs["input"]
-        if name in calls.RANDOM:
+            return self._drop_out(func, name, args, kwargs)
+        if name in calls.RANDOM and self._random is not None:
             self._guard.before_write(name, args, kwargs)
             return self._random(func, name, args, kwargs)
         return self._ordinary(func, name, args, kwargs)
+
+    def _drop_out(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Operators are those without dropout; where it takes place, it is looked through."""
+        source = args[0] if args else kwargs["input"]
+        if self._random is not None:
+            return source
+        self._guard.before_write(name, args, kwargs)
+        return self._attention.looked_through(source, lambda: func(*args, **kwargs))
 
     def _ordinary(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         known = self._attention.knows(args, kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import GeneratorType
@@ -22,7 +23,7 @@ from ess_widgets.capture.names import PathTracker, Selector
 from ess_widgets.capture.recognition.modules import ModuleWatcher
 from ess_widgets.capture.record import Found, Seen
 
-__all__ = ["Outcome", "check_causal", "run"]
+__all__ = ["Outcome", "Watched", "check_causal", "run"]
 
 
 @dataclass
@@ -119,6 +120,21 @@ class _Run:
             ) from None
 
     def intercept(self, model: nn.Module, replica: Replica | None) -> Outcome:
+        modules, asked, tracker, mode = self.prepare(model, replica)
+        args, kwargs = self.arguments.own()
+        try:
+            with modules, asked, tracker, mode, mode.recognition.functions:
+                output = model(*args, **kwargs)
+                if isinstance(output, GeneratorType):
+                    output = list(output)  # it runs only while somebody asks for more
+        finally:
+            mode.finish()
+        return Outcome(mode.record.found, mode.record.seen, output)
+
+    def prepare(
+        self, model: nn.Module, replica: Replica | None, *, live: bool = False
+    ) -> tuple[ModuleWatcher, Watch, PathTracker, CaptureMode]:
+        """All that looks at one run, in the order in which it is to be entered."""
         inputs = self.arguments.tensors()
         if replica is not None:
             weights = dict(replica.storages())
@@ -140,6 +156,7 @@ class _Run:
             foreign=foreign,
             chosen=chosen,
             differentiable=self.differentiable,
+            live=live,
             is_original=None if replica is None else replica.is_original,
             should_stop=self.should_stop,
             on_layer=self.on_layer,
@@ -153,15 +170,43 @@ class _Run:
             recognition.module_begins,
             recognition.module_ends,
         )
-        args, kwargs = self.arguments.own()
+        return modules, asked, tracker, mode
+
+
+class Watched:
+    """The user's own run of a model, from the moment in which its forward is called.
+
+    Nothing about it changes: not its mode, dropout, random numbers, gradients, buffers or autocast.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], selector: Selector
+    ) -> None:
+        run = _Run(model, Arguments(model, args, kwargs), selector, Targets(), True, None, None)
+        self._model = model
+        self._modules, asked, tracker, self._mode = run.prepare(model, None, live=True)
+        self._stack = contextlib.ExitStack()
         try:
-            with modules, asked, tracker, mode, recognition.functions:
-                output = model(*args, **kwargs)
-                if isinstance(output, GeneratorType):
-                    output = list(output)  # it runs only while somebody asks for more
+            for part in (self._modules, asked, tracker, self._mode, self._mode.recognition.functions):
+                self._stack.enter_context(part)
+            tracker.begin(model, args, kwargs)
+            self._modules.begin(model, args, kwargs)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def end(self, args: tuple[Any, ...], result: Any) -> Outcome:
+        """What came to light, once the forward has returned."""
+        try:
+            self._modules.end(self._model, args, result)
         finally:
-            mode.finish()
-        return Outcome(record.found, record.seen, output)
+            self.abandon()
+        return Outcome(self._mode.record.found, self._mode.record.seen, None)
+
+    def abandon(self) -> None:
+        """Stop looking; may be called again."""
+        self._stack.close()
+        self._mode.finish()
 
 
 def _patched(model: nn.Module, weight: str) -> str:

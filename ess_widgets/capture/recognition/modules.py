@@ -70,6 +70,16 @@ class ModuleWatcher:
             self._handles.pop().remove()
         self._running.clear()
 
+    def begin(self, root: nn.Module, args: Any, kwargs: Any) -> None:
+        """The call of the model itself, where that began before the hooks were there."""
+        if root in self._fits:
+            self._enter(root, args, kwargs)
+
+    def end(self, root: nn.Module, args: Any, result: Any) -> None:
+        """The end of that call, where the hooks are gone before it is over."""
+        if root in self._fits:
+            self._leave(root, args, result)
+
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if threading.get_ident() != self._thread:
             return
