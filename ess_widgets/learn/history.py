@@ -29,6 +29,8 @@ class LayerMeasurement:
         As in :class:`ess_widgets.LayerCapture`.
     groups : tuple of int
         Which of the layer's heads (or channels) were measured.
+    of : int
+        How many there are.
     ess : ndarray, ``(heads,)``
         Average ESS of each head: mean over samples and the measured positions, own tokens only.
     of_state_size, of_ceiling : ndarray, ``(heads,)``
@@ -44,6 +46,7 @@ class LayerMeasurement:
     family: str
     group: str
     groups: tuple[int, ...]
+    of: int
     ess: np.ndarray
     of_state_size: np.ndarray
     of_ceiling: np.ndarray
@@ -58,6 +61,7 @@ class LayerMeasurement:
             "family": self.family,
             "group": self.group,
             "groups": list(self.groups),
+            "of": self.of,
             "ess": _plain(self.ess),
             "of_state_size": _plain(self.of_state_size),
             "of_ceiling": _plain(self.of_ceiling),
@@ -76,6 +80,7 @@ class LayerMeasurement:
             data["family"],
             data["group"],
             groups,
+            int(data["of"]),
             *(_array(data[name]) for name in ("ess", "of_state_size", "of_ceiling")),
             float(data["residual"]),
             float(data["limit"]),

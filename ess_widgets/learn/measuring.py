@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ess_widgets.capture import LayerCapture, capture, residual
 from ess_widgets.metrics import ceiling, ess, spectrum
-from ess_widgets.operators import Operator
 
 from .history import LayerMeasurement
 from .snapshots import LayerSnapshot, Snapshots
@@ -113,6 +112,7 @@ def _layer(
         layer.family,
         layer.group,
         tuple(groups),
+        int(layer.operator.shape[-3]),
         _average(values, own[..., at]),
         _ratio(values, size[..., at], at),
         _ratio(values, top[..., at], at),
@@ -192,10 +192,3 @@ def tensors_of(inputs: Any) -> Sequence[tuple[str, Tensor]]:
     else:
         return [(repr(inputs), torch.empty(0))]
     return [(f"{name}/{path}", tensor) for name, value in pairs for path, tensor in tensors_of(value)]
-
-
-def heads_of(snapshot: LayerSnapshot) -> Operator:
-    """The kept operators, ``(heads, L, L)``."""
-    from ess_widgets.operators import Dense
-
-    return Dense(snapshot.matrix, valid=snapshot.valid, block=snapshot.block)

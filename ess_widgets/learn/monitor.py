@@ -80,6 +80,12 @@ class Monitor:
         Metrics of every step, and the measurements.
     steps : int
         Optimiser steps taken.
+    snapshots : Snapshots
+        Operators of measured steps, within the budget.
+    views : list of TrainingView
+        What is told of news.
+    lock : threading.RLock
+        Held while the history changes; hold it to read the history on another thread.
 
     Raises
     ------
@@ -150,14 +156,14 @@ class Monitor:
         self._layers = layers
         self._how = Measure(kind, float(tol), bool(relative), _places(positions), _places(spectra), groups)
         self._probe = Probe(probe_inputs)
-        self._snapshots = Snapshots(snapshots)
+        self.snapshots = Snapshots(snapshots)
         self._pace = Pace(every, overhead)
-        self._lock = threading.RLock()  # views read on other threads
+        self.lock = threading.RLock()  # views read on other threads
         self._waiting: list[tuple[int, dict[str, Any]]] = []
         self._own_steps: set[str] | None = None  # metrics of the present step, if this process has made it
         self._warned = False
         self._tried = False
-        self._views: list[TrainingView] = []
+        self.views: list[TrainingView] = []
         self._of = described(model, self._probe.inputs, self._how)
         self._file = None if path is None else HistoryFile(Path(path), self._of)
         self._writer: Any = None
@@ -188,7 +194,7 @@ class Monitor:
         began = self._clock()
         self._pace.training += began - self._left
         values = {name: _scalar(name, value) for name, value in metrics.items()}
-        with self._lock:
+        with self.lock:
             again = step is not None and step == self.steps and self._own_steps is not None
             if not again:
                 self._advance(self.steps + 1 if step is None else int(step))
@@ -202,8 +208,7 @@ class Monitor:
             self.measure()
         elif len(self._waiting) >= _WAITING or spent - self._flushed > _SECONDS:
             self._timed(self.flush)
-        if self._views:
-            self._timed(self._refresh)
+        self._refresh()
 
     def measure(self) -> Measurement:
         """Measure now, whether or not it is time.
@@ -219,7 +224,7 @@ class Monitor:
         self._pace.training += began - self._left if arrived >= self._left else 0.0
         layers, pictures, failed = {}, {}, None
         try:
-            layers, pictures = measure(self.model, self._probe, self._layers, self._how, self._snapshots)
+            layers, pictures = measure(self.model, self._probe, self._layers, self._how, self.snapshots)
         except Exception as error:  # whatever it is, training goes on
             if not self._tried and isinstance(error, (UnknownLayerError, PositionError)):
                 raise
@@ -227,9 +232,9 @@ class Monitor:
             _release(error)
         self._tried = True
         found = Measurement(self.steps, self._clock() - began, layers, failed)
-        with self._lock:
+        with self.lock:
             self.history.add(found)
-            self._snapshots.add(self.steps, pictures)
+            self.snapshots.add(self.steps, pictures)
         self.flush(found)
         self._leave(began, measured=True)
         if failed is not None and not self._warned:
@@ -240,8 +245,7 @@ class Monitor:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        if self._views:
-            self._timed(lambda: self._refresh(True))
+        self._refresh()
         return found
 
     @property
@@ -250,13 +254,29 @@ class Monitor:
         return self._pace.overhead
 
     @property
+    def running(self) -> bool:
+        """Whether a step was taken in the last seconds."""
+        return self._clock() - self._left < _SECONDS
+
+    @property
+    def measure_options(self) -> dict[str, Any]:
+        """``kind``, ``tol`` and ``relative``."""
+        return {"kind": self._how.kind, "tol": self._how.tol, "relative": self._how.relative}
+
+    def spend(self, seconds: float) -> None:
+        """Count time that was spent on monitoring elsewhere, as a view does, while training is running."""
+        if self.running:
+            with self.lock:
+                self._pace.monitoring += seconds
+
+    @property
     def failures(self) -> dict[int, str]:
         """Why measurements failed, by step."""
         return {m.step: m.failed for m in self.history.measurements if m.failed is not None}
 
     def flush(self, measured: Measurement | None = None) -> None:
         """Read the metrics that wait on their device, and write what is new to the file and to TensorBoard."""
-        with self._lock:
+        with self.lock:
             waiting, self._waiting = self._waiting, []
             lines: list[Mapping[str, Any]] = []
             if waiting:
@@ -276,8 +296,7 @@ class Monitor:
         self.flush()
         if self._writer is not None:
             self._writer.close()
-        if self._views:
-            self._refresh(True)
+        self._refresh()
 
     def frame(self, heads: bool = False) -> DataFrame:
         """The measurements as a table.
@@ -332,9 +351,7 @@ class Monitor:
         """
         from ess_widgets.widgets.training_view import TrainingView
 
-        view = TrainingView(self, **options)
-        self._views.append(view)
-        return view
+        return TrainingView(self, **options)
 
     def lightning(self) -> LightningMonitor:
         """A callback for Lightning that feeds this monitor."""
@@ -351,7 +368,7 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """What to put into a checkpoint: the step and the history, without operators."""
         self.flush()
-        with self._lock:
+        with self.lock:
             return {"of": dict(self._of), "steps": self.steps, "history": self.history.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -364,7 +381,7 @@ class Monitor:
         """
         refuse_another(state["of"], self._of, "this checkpoint")
         step = int(state["steps"])
-        with self._lock:
+        with self.lock:
             self._waiting.clear()
             last = self.history.last
             if self._file is not None and last is not None and last >= step and self._knows(state):
@@ -373,7 +390,7 @@ class Monitor:
                 self.history = History()
                 for line in state["history"]:
                     self.history.apply(line)
-                self._snapshots.rewind(-1)
+                self.snapshots.rewind(-1)
                 self._write([{"rewind": -1}, *state["history"]])
             self.steps = step
             self._continue(step)
@@ -411,7 +428,7 @@ class Monitor:
 
     def _rewind(self, step: int) -> None:
         self.history.rewind(step)
-        self._snapshots.rewind(step)
+        self.snapshots.rewind(step)
         self._pace.rewind(step)
         self._write([{"rewind": step}])
 
@@ -430,9 +447,9 @@ class Monitor:
         work()
         self._leave(began)
 
-    def _refresh(self, now: bool = False) -> None:
-        for view in list(self._views):
-            view._refresh(now)
+    def _refresh(self) -> None:
+        for view in list(self.views):
+            view.refresh()
 
     def _write(self, lines: list[Mapping[str, Any]]) -> None:
         if self._file is None or not lines:

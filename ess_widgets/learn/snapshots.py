@@ -121,18 +121,30 @@ class Snapshots:
                 gaps = [after - before for before, after in zip(steps, steps[2:], strict=False)]
                 del self._kept[steps[1 + gaps.index(min(gaps))]]
 
-    def nearest(self, step: int) -> int | None:
+    def nearest(self, step: float) -> int | None:
         """The kept step closest to ``step``."""
         steps = self.steps
         if not steps:
             return None
         at = bisect_left(steps, step)
-        return min(steps[max(0, at - 1) : at + 1], key=lambda kept: abs(kept - step))
+        return (
+            steps[-1]
+            if at == len(steps)
+            else min(steps[max(0, at - 1) : at + 1], key=lambda kept: abs(kept - step))
+        )
 
     def at(self, step: int) -> dict[str, LayerSnapshot] | None:
         """The layers of a step, if it is kept."""
         with self._lock:
             return self._kept.get(step)
+
+    def shape(self, layer: str) -> list[int] | None:
+        """Which of a layer's measured heads are kept, by the newest step; None if nothing is."""
+        with self._lock:
+            for step in sorted(self._kept, reverse=True):
+                if layer in self._kept[step]:
+                    return list(self._kept[step][layer].heads)
+        return None
 
     def rewind(self, step: int) -> None:
         """Forget what is later than ``step``."""

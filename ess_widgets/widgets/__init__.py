@@ -8,6 +8,7 @@ from .profile_view import ProfileView
 from .selection import Selection
 from .spectrum_view import SpectrumView
 from .token_view import TokenView
+from .training_view import TrainingView
 
 __all__ = [
     "Explorer",
@@ -18,6 +19,7 @@ __all__ = [
     "Selection",
     "SpectrumView",
     "TokenView",
+    "TrainingView",
     "explore",
     "playground",
 ]
