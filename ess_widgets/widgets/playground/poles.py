@@ -188,7 +188,7 @@ class Poles(Toy):
     """A time-invariant recurrence with the given poles, all reached and read with weight 1."""
 
     name = "poles"
-    title = "poles in the complex plane"
+    title = "poles"
     see = (
         "Each pole is a mode that decays (towards the centre) or rings (off the real axis). The profile is as high as "
         "there are different modes: put two poles on one spot and one is lost, make one a Jordan pair and it counts twice."

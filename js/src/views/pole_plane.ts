@@ -158,8 +158,7 @@ export function polePlane(
       return { upper, lower };
     });
     marks.replaceChildren(...handles.map(({ lower }) => lower), ...handles.map(({ upper }) => upper));
-    if (focused >= 0)
-      (handles[Math.min(focused, handles.length - 1)]?.upper)?.focus();
+    if (focused >= 0) handles[Math.min(focused, handles.length - 1)]?.upper.focus();
   }
 
   function onKey(event: KeyboardEvent, index: number): void {

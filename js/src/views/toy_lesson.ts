@@ -18,13 +18,15 @@ export function toyLesson(root: HTMLElement, store: Store): () => void {
   const formula = el("div", "ess-toy-formula", { "data-part": "formula" });
   const [closed, visible, measured] = [el("b"), el("b"), el("b")];
   const place = el("span", "ess-label");
+  const figure = (label: string, title: string, value: HTMLElement) =>
+    el("div", "ess-line", { title }, label, value);
   const numbers = el(
     "div",
     "ess-toy-numbers",
     { "data-part": "comparison" },
-    el("span", "", { title: "Rank of Hᵢ in exact arithmetic" }, "closed form ", closed),
-    el("span", "", { title: "Singular values above rounding error" }, "σ above rounding ", visible),
-    el("span", "", { title: "By the measure that is chosen" }, "measured ", measured),
+    figure("closed form", "Rank of Hᵢ in exact arithmetic", closed),
+    figure("σ above rounding error", "Singular values that are not lost in float64", visible),
+    figure("measured", "By the measure that is chosen", measured),
   );
   const said = el("p", "ess-toy-verdict", { role: "status", "aria-live": "polite", "data-part": "verdict" });
   const differs = el("p", "ess-muted", { "data-part": "differs" });
@@ -39,7 +41,7 @@ export function toyLesson(root: HTMLElement, store: Store): () => void {
     numbers,
     said,
     warnings,
-    el("details", "ess-toy-why", {}, el("summary", "", {}, "Why the two may differ"), differs),
+    differs,
   );
   root.append(view);
 
