@@ -38,7 +38,7 @@ def modulation(
     """How deep and wide effective state-size dips at the delimiters of a text, and whether they are why.
 
     For every delimiter, layer and head, ESS where the delimiter parts the text is compared with the straight line between
-    its surroundings on both sides, times what the ceiling does; with the same measure at all positions without a
+    its surroundings on both sides, the ceiling's bends allowed for; with the same measure at all positions without a
     delimiter (placebo); and with the same text in which another token stands in each delimiter's place. Over several
     texts, both differences are tested with the text as the unit.
 
@@ -181,15 +181,19 @@ def _check_found(found: list[_Found], sought: Wanted, default: bool) -> None:
     kinds = {one.kind for _, _, occurrences in found for one in occurrences}
     if not kinds:
         raise ValueError(
-            f"no delimiter is in the text: looked for {sought.describe()}. A text is found only where its tokens hold no "
-            "other letters; give delimiters= as texts or token ids."
+            f"no delimiter is in the text: looked for {sought.describe()}, in tokens that hold no other letters or "
+            "digits. Give delimiters= as texts or token ids."
         )
     if default:
         return
-    everything = ["".join(labels) for _, labels, _ in found]
-    for text in sought.texts:
-        if not any(text in whole for whole in everything):
+    for text, kind in sought.texts.items():
+        if not any(text in "".join(labels) for _, labels, _ in found):
             raise ValueError(f"the delimiter {text!r} is in none of the texts.")
+        if not any(text in one.label for _, _, occurrences in found for one in occurrences):
+            raise ValueError(
+                f"the delimiter {text!r} (kind {kind!r}) is in the texts only inside tokens that hold other letters or "
+                "digits, so that it cannot be replaced alone."
+            )
     for token in sought.ids:
         if not any(token in ids for ids, _, _ in found):
             raise ValueError(f"the delimiter token {token} is in none of the texts.")

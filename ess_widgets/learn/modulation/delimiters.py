@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from numbers import Integral
 from typing import Any
 
 __all__ = ["Occurrence", "Wanted", "find", "replaced", "wanted"]
 
-_SENTENCE_END = re.compile(r"([.!?…。！？])[\"'”’)\]]*\s*$")
+# What ends a sentence, with the quotes and brackets that it closes; a dot inside a number or an address does not.
+_SENTENCE_END = re.compile(r"[.!?…]*(?:([.!?…])[\"'”’»)\]]*(?=\s|$)|([。！？])[」』”’）]*)")
 _ALPHANUMERIC = re.compile(r"\w")
 
 
@@ -54,16 +58,17 @@ def wanted(tokenizer: Any, delimiters: Any) -> Wanted:
     ids: dict[int, str] = {}
     texts: dict[str, str] = {}
     for kind, one in _named(delimiters):
-        if isinstance(one, bool) or not isinstance(one, (str, int)):
+        if isinstance(one, Integral) and not isinstance(one, bool):
+            label = _shown(tokenizer, int(one))
+            ids[int(one)] = label if kind is None else kind
+        elif not isinstance(one, str):
             raise TypeError(
                 f"a delimiter is a text or a token id, but {one!r} is of type {type(one).__name__}."
             )
-        if isinstance(one, int):
-            ids[one] = str(tokenizer.decode([one])) if kind is None else kind
-        elif one:
-            texts[one] = one if kind is None else kind
-        else:
+        elif not one:
             raise ValueError("a delimiter must not be the empty text.")
+        else:
+            texts[one] = one if kind is None else kind
     if not ids and not texts:
         raise ValueError(
             "delimiters is empty: give texts or token ids, or None for ends of texts and sentences."
@@ -74,9 +79,9 @@ def wanted(tokenizer: Any, delimiters: Any) -> Wanted:
 def _named(delimiters: Any) -> Iterable[tuple[str | None, Any]]:
     if isinstance(delimiters, Mapping):
         for kind, ones in delimiters.items():
-            for one in [ones] if isinstance(ones, (str, int)) else ones:
+            for one in [ones] if isinstance(ones, (str, Integral)) else ones:
                 yield str(kind), one
-    elif isinstance(delimiters, (str, int)):
+    elif isinstance(delimiters, (str, Integral)):
         yield None, delimiters
     elif isinstance(delimiters, Iterable):
         for one in delimiters:
@@ -86,6 +91,16 @@ def _named(delimiters: Any) -> Iterable[tuple[str | None, Any]]:
             "delimiters must be a text, a token id, several of those, or a mapping from kinds to them, but is of type "
             f"{type(delimiters).__name__}."
         )
+
+
+def _shown(tokenizer: Any, token: int) -> str:
+    try:
+        shown = tokenizer.decode([token]) if token >= 0 else None
+    except Exception:  # noqa: BLE001 (tokenizers raise all kinds of errors)
+        shown = None
+    if shown is None:
+        raise ValueError(f"{token} is no token of this tokenizer.")
+    return str(shown)
 
 
 def find(ids: Sequence[int], labels: Sequence[str], continued: str, asked: Wanted) -> list[Occurrence]:
@@ -101,9 +116,16 @@ def find(ids: Sequence[int], labels: Sequence[str], continued: str, asked: Wante
     shown = ["" if label == continued else label for label in labels]
     found = [(at, at + 1, asked.ids[token]) for at, token in enumerate(ids) if token in asked.ids]
     for text, kind in asked.texts.items():
-        found += [(start, stop, kind) for start, stop in _spans(shown, text)]
+        for match in re.finditer(re.escape(text), "".join(shown)):
+            found += [(start, stop, kind) for start, stop in _tokens_of(shown, *match.span())]
     if asked.sentences:
-        found += [(at, at + 1, kind) for at, kind in _sentence_ends(ids, shown, asked)]
+        # A special token ends what is before it, as a space would.
+        spaced = [
+            "\n" * len(label) if token in asked.ids else label
+            for token, label in zip(ids, shown, strict=True)
+        ]
+        for match in _SENTENCE_END.finditer("".join(spaced)):
+            found += [(start, stop, match[1] or match[2]) for start, stop in _tokens_of(shown, *match.span())]
     found = [(start, _complete(labels, stop, continued), kind) for start, stop, kind in found]
     special = set(asked.ids.values())
     merged: list[tuple[int, int, str]] = []
@@ -123,32 +145,13 @@ def _complete(labels: Sequence[str], stop: int, continued: str) -> int:
     return stop
 
 
-def _spans(shown: Sequence[str], text: str) -> Iterable[tuple[int, int]]:
-    """Runs of tokens that hold ``text`` and beside it nothing but spaces and punctuation."""
-    whole = "".join(shown)
-    ends: list[int] = []
-    for label in shown:
-        ends.append((ends[-1] if ends else 0) + len(label))
-    at = whole.find(text)
-    while at >= 0:
-        start = next(k for k, end in enumerate(ends) if end > at)
-        stop = next(k for k, end in enumerate(ends) if end >= at + len(text)) + 1
-        first = ends[start] - len(shown[start])
-        rest = whole[first:at] + whole[at + len(text) : ends[stop - 1]]
-        if not _ALPHANUMERIC.search(rest):
-            yield start, stop
-        at = whole.find(text, at + len(text))
-
-
-def _sentence_ends(ids: Sequence[int], shown: Sequence[str], asked: Wanted) -> Iterable[tuple[int, str]]:
-    for at, label in enumerate(shown):
-        match = _SENTENCE_END.search(label)
-        if match is None or ids[at] in asked.ids or _ALPHANUMERIC.search(label):
-            continue
-        after = next((text for text in shown[at + 1 :] if text), " ")
-        last = at + 1 == len(ids)
-        if last or label[-1].isspace() or after[0].isspace() or ids[at + 1] in asked.ids:
-            yield at, match[1]
+def _tokens_of(shown: Sequence[str], at: int, end: int) -> Iterable[tuple[int, int]]:
+    """The run of tokens that holds these characters, if it holds beside them only spaces and punctuation."""
+    ends = list(accumulate(map(len, shown)))
+    start, stop = bisect_right(ends, at), bisect_left(ends, end) + 1
+    rest = shown[start][: at - (ends[start] - len(shown[start]))] + "".join(shown)[end : ends[stop - 1]]
+    if not _ALPHANUMERIC.search(rest):
+        yield start, stop
 
 
 def replaced(
@@ -174,8 +177,9 @@ def replaced(
 
 
 def _tokens(tokenizer: Any, replacement: Any) -> list[int]:
-    if isinstance(replacement, int) and not isinstance(replacement, bool):
-        return [replacement]
+    if isinstance(replacement, Integral) and not isinstance(replacement, bool):
+        _shown(tokenizer, int(replacement))
+        return [int(replacement)]
     if not isinstance(replacement, str) or not replacement:
         raise TypeError(f"replacement must be a text or a token id, but is {replacement!r}.")
     vocabulary = tokenizer.get_vocab() if callable(getattr(tokenizer, "get_vocab", None)) else {}

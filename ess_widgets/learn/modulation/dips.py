@@ -64,14 +64,15 @@ class Dips:
     Attributes
     ----------
     position : integers
-        Among the cuts, where ESS is farthest below the straight line between the two shoulders.
+        Among the cuts, where ESS is farthest below what is expected.
     ess, ceiling
         There.
     line
         ESS there on the straight line between the shoulders' means.
     expected
-        The line times what the ceiling does: ``ceiling / (the ceiling's own line)``. A curve that is a multiple of
-        the ceiling has ``ess == expected`` everywhere.
+        What the line and the ceiling lead one to expect: from the line, cut off at the ceiling, to the line bent as the
+        ceiling is (``line * ceiling / the ceiling's own line``), whatever is nearest to ESS. So neither a curve that
+        does not notice the ceiling's bends dips there, nor one that follows them.
     width
         Positions in a row, around ``position``, that lack at least half as much; NaN where nothing is lacking.
         At most what the shoulders span.
@@ -109,21 +110,23 @@ def measure(
 ) -> Dips:
     """The dip of each curve, ``(heads, L)``, at the cuts."""
     span = np.arange(sides.left[0], sides.right[-1] + 1)
-    line = _line(ess, span, sides)
-    top = _line(ceiling, span, sides)
-    at_span = ceiling[:, span]
-    expected = line * np.divide(at_span, top, out=np.zeros_like(top), where=top > 0)
+    here, limit = ess[:, span], ceiling[:, span]
+    line, top = _line(ess, span, sides), _line(ceiling, span, sides)
+    # Between a curve that does not notice the ceiling and one that follows it, the ceiling may explain anything.
+    free = np.minimum(line, limit)
+    bound = line * np.divide(limit, top, out=np.zeros_like(top), where=top > 0)
+    expected = np.clip(here, np.minimum(free, bound), np.maximum(free, bound))
     inside = np.asarray(cuts) - span[0]
     rows = np.arange(len(ess))
-    best = inside[(line - ess[:, span])[:, inside].argmax(axis=1)]
-    lack = expected - ess[:, span]
+    # Where the ceiling explains all of it, the lowest ESS.
+    best = inside[(expected - here + 1e-6 * (line - here))[:, inside].argmax(axis=1)]
     return Dips(
         position=span[best],
-        ess=ess[rows, span[best]],
-        ceiling=at_span[rows, best],
+        ess=here[rows, best],
+        ceiling=limit[rows, best],
         line=line[rows, best],
         expected=expected[rows, best],
-        width=_width(lack, best) if widths else np.full(len(ess), np.nan),
+        width=_width(expected - here, best) if widths else np.full(len(ess), np.nan),
     )
 
 

@@ -44,7 +44,7 @@ def _sentences(found: Modulation) -> list[str]:
             "One text: no test is possible, since heads and positions of one text depend on each other."
         )
     else:
-        for what, against in (("excess", "other positions"), ("paired", "the replacement")):
+        for what, against in (("excess", "ordinary positions"), ("paired", "the replacement")):
             lines.append(
                 f"Against {against}: {whole[what]:+.3f} [{whole[what + '_low']:+.3f}, {whole[what + '_high']:+.3f}], "
                 f"p = {whole[what + '_p']:.2g}; layers that differ at {_LEVEL:g} after correction: "
@@ -61,7 +61,7 @@ def _sentences(found: Modulation) -> list[str]:
 
 def _power(texts: int, layers: int) -> str:
     least = attainable(texts)
-    line = f"A text is the unit: {texts} of them cannot give p below {least:.2g}"
+    line = f"A text is the unit: {texts} of them cannot give a two-sided p below {least:.2g}"
     if least >= _LEVEL:
         return line + ", so nothing can be significant; six or more can."
     if least * layers >= _LEVEL:

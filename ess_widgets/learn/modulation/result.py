@@ -59,8 +59,9 @@ class Modulation:
     ----------
     table : pandas.DataFrame
         One row per text, delimiter, layer and head. ``position`` is the ``i`` of ``H_i`` where the dip is lowest;
-        ``ess`` and ``ceiling`` there; ``line`` the straight line between the surroundings; ``expected = line × ceiling /
-        (the ceiling's own line)``; ``lost = expected - ess``; ``depth = lost / expected`` (1: all is dropped, 0: no dip,
+        ``ess`` and ``ceiling`` there; ``line`` the straight line between the surroundings; ``expected`` the line as far as
+        the ceiling's bends do not explain what is found (between the line, cut off at the ceiling, and the line bent as
+        the ceiling is); ``lost = expected - ess``; ``depth = lost / expected`` (1: all is dropped, 0: no dip,
         below 0: a bump); ``depth_raw`` the same without regard to the ceiling; ``width`` in positions at half of ``lost``;
         ``placebo_…`` means over positions without a delimiter; ``replaced_…`` after the replacement;
         ``paired = depth - replaced_depth``; ``measure`` which ESS.
@@ -110,9 +111,12 @@ class Modulation:
         """Per layer, in the model's order: pandas.DataFrame with a row for each.
 
         ``depth`` (mean over texts of ``Σ lost / Σ expected`` over heads and delimiters) with its 95 % bootstrap interval
-        over texts, ``placebo`` and ``replaced`` likewise; ``excess = depth - placebo`` and ``paired = depth - replaced``,
-        each with interval, two-sided sign-flip ``p``, corrected over the layers by Holm (``p_holm``) and by Westfall and
-        Young's step-down maxima (``p_max``), effect size (mean over standard deviation) and the share of texts above 0;
+        over texts, ``placebo`` and ``replaced`` likewise; ``excess = depth - max(placebo, 0)``, how much deeper than at
+        ordinary positions, and ``paired = depth - replaced``, how much is due to the delimiter itself. Each with
+        interval, sign-flip ``p`` (one-sided for ``excess``, two-sided for ``paired``), corrected over the layers by Holm
+        (``p_holm``) and by Westfall and Young's step-down maxima (``p_max``), effect size (mean over standard deviation)
+        and the share of texts above 0. The test of ``paired`` is exact: both are measured at the same positions. That of
+        ``excess`` takes it that curves bend at delimiters no more than elsewhere.
         ``width`` weighted by what each dip loses; ``residual`` of the worst head. NaN for tests of a single text.
         """
         summary = self._summary(["layer"])

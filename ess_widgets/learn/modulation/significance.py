@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Tested", "attainable", "holm", "sign_flips", "tested"]
+__all__ = ["Tested", "attainable", "holm", "over_texts", "sign_flips"]
 
 Array = np.ndarray[Any, Any]
 EXACT = 13  # texts: up to here all sign patterns are tried
@@ -29,7 +29,7 @@ class Tested:
     low, high
         95 % bootstrap interval of the mean over texts (bias-corrected and accelerated).
     p
-        Two-sided sign-flip test of a distribution that is symmetric about 0.
+        Sign-flip test of a distribution that is symmetric about 0.
     p_holm
         Corrected over the columns by Holm.
     p_max
@@ -52,19 +52,22 @@ class Tested:
 
 
 def attainable(texts: int) -> float:
-    """The smallest p that so many texts can give."""
+    """The smallest two-sided p that so many texts can give."""
     return 2.0 ** (1 - texts) if texts <= EXACT else 1.0 / (DRAWS + 1)
 
 
-def tested(values: Array, seed: int = 0) -> Tested:
-    """Test columns of ``(texts, columns)``; NaN where a text has nothing to say on a column."""
+def over_texts(values: Array, seed: int = 0, *, greater: bool = False) -> Tested:
+    """Test columns of ``(texts, columns)``; NaN where a text has nothing to say on a column.
+
+    Two-sided, or one-sided for a mean ``greater`` than 0.
+    """
     values = np.asarray(values, dtype=float)
     known = np.isfinite(values)
     count = known.sum(axis=0)
     filled = np.where(known, values, 0.0)
     mean = np.divide(filled.sum(axis=0), count, out=np.full(values.shape[1], np.nan), where=count > 0)
     enough = count >= 2
-    p, p_max = sign_flips(filled, seed)
+    p, p_max = sign_flips(filled, seed, greater=greater)
     p, p_max = np.where(enough, p, np.nan), np.where(enough, p_max, np.nan)
     low, high, effect = (np.full(values.shape[1], np.nan) for _ in range(3))
     for j in np.flatnonzero(enough):
@@ -78,8 +81,8 @@ def tested(values: Array, seed: int = 0) -> Tested:
     return Tested(count, mean, low, high, p, holm(p), p_max, effect, positive)
 
 
-def sign_flips(values: Array, seed: int = 0) -> tuple[Array, Array]:
-    """Two-sided p of each column of ``(texts, columns)``, alone and corrected over all columns.
+def sign_flips(values: Array, seed: int = 0, *, greater: bool = False) -> tuple[Array, Array]:
+    """p of each column of ``(texts, columns)``, alone and corrected over all columns.
 
     Under the null hypothesis a text's values are as likely with the other sign, all columns of a text together.
     All sign patterns are tried for up to 13 texts, else 9,999 random ones beside the one that was observed.
@@ -88,21 +91,21 @@ def sign_flips(values: Array, seed: int = 0) -> tuple[Array, Array]:
     if texts == 0 or columns == 0:
         return np.ones(columns), np.ones(columns)
     if texts <= EXACT:
-        # The first text keeps its sign: patterns come in pairs that two-sided tests cannot tell apart.
-        patterns = (np.arange(2 ** (texts - 1))[:, None] >> np.arange(texts)) & 1
-        signs = 1.0 - 2.0 * patterns
+        signs = 1.0 - 2.0 * ((np.arange(2**texts)[:, None] >> np.arange(texts)) & 1)
     else:
         drawn = np.random.default_rng(seed).integers(0, 2, (DRAWS, texts))
         signs = np.vstack([np.ones(texts), 1.0 - 2.0 * drawn])
     # Flips leave the sum of squares as it is: dividing by it makes columns comparable and keeps the order of Student's t.
     norm = np.sqrt((values**2).sum(axis=0))
     scaled = np.divide(values, norm, out=np.zeros_like(values), where=norm > 0)
-    flipped = np.abs(signs @ scaled)
-    observed = np.abs(scaled.sum(axis=0)) - 1e-9
+    flipped, observed = signs @ scaled, scaled.sum(axis=0)
+    if not greater:
+        flipped, observed = np.abs(flipped), np.abs(observed)
+    observed = observed - 1e-9  # ties count
     p = (flipped >= observed).mean(axis=0)
-    order = np.argsort(observed)  # ascending: the step-down maximum runs over this column and all weaker ones
     p_max = np.empty(columns)
-    largest = np.zeros(len(signs))
+    order = np.argsort(observed)  # ascending: the step-down maximum runs over a column and all weaker ones
+    largest = np.full(len(signs), -np.inf)
     for j in order:
         largest = np.maximum(largest, flipped[:, j])
         p_max[j] = (largest >= observed[j]).mean()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ess_widgets.learn.modulation.significance import Tested, tested
+from ess_widgets.learn.modulation.significance import Tested, over_texts
 
 __all__ = ["by_text", "summarise"]
 
@@ -18,7 +18,8 @@ def by_text(table: Any, keys: list[str]) -> Any:
     """One row per text and group, with ratios of sums over the group's heads and delimiters.
 
     ``depth = Σ lost / Σ expected`` at the delimiters, ``placebo`` the same where there is none, ``replaced`` the same
-    after the replacement; ``excess = depth - placebo`` and ``paired = depth - replaced``.
+    after the replacement; ``excess = depth - max(placebo, 0)`` and ``paired = depth - replaced``. Where curves arch,
+    ordinary positions lie on a bump, with depths below 0: that does not make any other position a dip.
     """
     frame = table.assign(
         gone=table["line"] - table["ess"],
@@ -34,7 +35,7 @@ def by_text(table: Any, keys: list[str]) -> Any:
     out["depth_raw"] = _ratio(sums["gone"], sums["line"])
     out["placebo"] = _ratio(sums["placebo_lost"], sums["placebo_expected"])
     out["replaced"] = _ratio(sums["replaced_lost"], sums["replaced_expected"])
-    out["excess"] = out["depth"] - out["placebo"]
+    out["excess"] = out["depth"] - out["placebo"].clip(lower=0)
     out["paired"] = out["depth"] - out["replaced"]
     out["lost"] = sums["lost"] / out["dips"]
     out["width"] = _ratio(sums["wide"], sums["dropped"])
@@ -59,7 +60,7 @@ def summarise(texts: Any, keys: list[str], seed: int) -> Any:
     columns = list(index)
     for what in ("depth", "excess", "paired"):
         values = wide[what].reindex(columns=columns).to_numpy(dtype=float)
-        found: Tested = tested(values, seed)
+        found: Tested = over_texts(values, seed, greater=what == "excess")
         if what != "depth":
             out[what] = found.mean
         out[f"{what}_low"], out[f"{what}_high"] = found.low, found.high
