@@ -198,7 +198,7 @@ class _Rules:
         value = self.row["selectivity"]
         if not value <= self.limits.uniform:
             return None
-        why = f"rows are the plain mean of what they may read (selectivity {value:.1g}): queries and keys choose nothing"
+        why = f"rows are the plain mean of what they may read (selectivity {round(value, 9):.1g}): queries and keys choose nothing"
         return self._found(
             "uniform", "warning", "1 − H(row)/log n", value, self.limits.uniform, why, ("selectivity",)
         )
@@ -242,7 +242,7 @@ class _Rules:
         if (explained and not bounded) or math.isnan(value):
             return None
         numbers = ("ess_with_room", "utilisation_with_room", "ess_peak", "state_size", "local", "forgets")
-        severity = "warning" if bounded else "notice"
+        severity = "notice" if not bounded else "warning" if self._common() else "info"
         offered = f"a state of {row['state_size']:.0f}" if bounded else "all of the past"
         where = f"where the ceiling is {limits.room} or more, mean {self.measure} is {value:.2f} of {offered}"
         if value <= limits.collapse:
@@ -254,6 +254,11 @@ class _Rules:
             why = f"{where}, {used:.1%} of the ceiling"
             return self._found("collapse", severity, number, used, limits.collapse_utilisation, why, numbers)
         return None
+
+    def _common(self) -> bool:
+        """Whether it is a head, or one of as many channels as make half of the layer: one of a thousand is no loss."""
+        low = [row["ess_with_room"] <= self.limits.collapse for row in self.others]
+        return self.row.group == "head" or 2 * sum(low) >= len(low)
 
     def _saturation(self) -> Finding | None:
         value, limit = self.row["full"], self.limits.saturation(self.kind)

@@ -20,12 +20,13 @@ __all__ = ["STYLE", "document", "fragment", "table"]
 _MOST = 200
 _POINTS = 48
 
-STYLE = """
+_CSS = """
 .ess-diagnosis{--fg:var(--jp-ui-font-color1,var(--vscode-foreground,CanvasText));
---soft:var(--jp-ui-font-color2,color-mix(in srgb,var(--fg) 72%,transparent));
+--soft:color-mix(in srgb,var(--fg) 75%,transparent);
 --line:var(--jp-border-color2,color-mix(in srgb,var(--fg) 18%,transparent));
 --hover:color-mix(in srgb,var(--fg) 6%,transparent);
---bar:var(--jp-brand-color1,#2a6fb0);--critical:var(--jp-error-color0,#b3261e);--warning:var(--jp-warn-color0,#a85100);
+--bar:var(--jp-brand-color1,#2a6fb0);--critical:color-mix(in srgb,var(--jp-error-color1,#c62828) 75%,var(--fg));
+--warning:color-mix(in srgb,var(--jp-warn-color1,#c25700) 65%,var(--fg));
 color:var(--fg);font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);max-width:72rem}
 .ess-diagnosis p{margin:.3em 0}
 .ess-diagnosis .ess-head{font-weight:600}
@@ -59,6 +60,8 @@ background:color-mix(in srgb,var(--fg) 12%,transparent)}
 .ess-diagnosis tr[tabindex]:focus-visible{outline:2px solid var(--bar);outline-offset:-2px}
 .ess-diagnosis tr[aria-selected=true]{background:color-mix(in srgb,var(--bar) 18%,transparent)}
 """
+# Classes repeated: a notebook's own rules for tables are more specific than one of them.
+STYLE = _CSS.replace(".ess-diagnosis ", ".ess-diagnosis" * 3 + " ")
 
 # Headers sort their table: numbers by data-value, the rest by their text; a second click turns the order round.
 SORT = """
@@ -111,7 +114,7 @@ def document(diagnosis: Diagnosis) -> str:
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"
         f"<meta name='color-scheme' content='light dark'><title>{title}</title>"
         f"<style>body{{margin:1.5rem}}{STYLE}"
-        "@media (prefers-color-scheme:dark){.ess-diagnosis{--bar:#7db4ea;--critical:#ff8a80;--warning:#ffb366}}"
+        "@media (prefers-color-scheme:dark){.ess-diagnosis{--bar:#7db4ea}}"
         f"</style></head><body><main class='ess-diagnosis'><h1>{title}</h1>{_top(diagnosis)}"
         f"{_advice(diagnosis.findings)}{table(diagnosis, [*rows, *rest])}{_notes(diagnosis)}</main>"
         f"<script>{SORT}</script></body></html>"

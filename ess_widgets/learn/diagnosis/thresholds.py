@@ -84,7 +84,7 @@ class Thresholds:
     local_width: int = 2
     local: float = 0.9
     diagonal: float = 0.9
-    uniform: float = 1e-4
+    uniform: float = 1e-5
     constant: float = 1e-3
     dead: float = 0.01
     silent: float = 1e-6
