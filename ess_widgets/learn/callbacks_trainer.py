@@ -67,7 +67,7 @@ class TrainerMonitor(TrainerCallback):  # type: ignore[misc]
             name: value
             for name, value in (logs or {}).items()
             if isinstance(value, (int, float))
-            and name not in ("epoch", "step")
+            and name not in ("epoch", "step", "total_flos")
             and not name.startswith("train_")
         }
         if known:

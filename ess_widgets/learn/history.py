@@ -56,7 +56,7 @@ class LayerMeasurement:
     spectra: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, arrays with six significant digits."""
+        """Plain values: numbers with six significant digits, singular values with four."""
         return {
             "family": self.family,
             "group": self.group,
@@ -68,7 +68,7 @@ class LayerMeasurement:
             "residual": _plain(self.residual),
             "limit": self.limit,
             "positions": list(self.positions),
-            "spectra": _plain(self.spectra),
+            "spectra": _plain(self.spectra, 4),
         }
 
     @classmethod
@@ -242,15 +242,16 @@ class HistoryFile:
         else:
             self.write([{"format": FORMAT, "of": dict(header)}])
 
-    def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Append lines in one piece and have them on the disk."""
+    def write(self, lines: Iterable[Mapping[str, Any]], safely: bool = True) -> None:
+        """Append lines in one piece; ``safely`` waits until they are on the disk."""
         text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
         if not text:
             return
         with self.path.open("ab") as file:
             file.write(text.encode())
             file.flush()
-            os.fsync(file.fileno())
+            if safely:
+                os.fsync(file.fileno())
 
     def _read(self) -> list[dict[str, Any]]:
         raw = self.path.read_bytes()
@@ -290,14 +291,14 @@ def metrics_line(steps: Iterable[int], columns: Mapping[str, Iterable[float]]) -
     return {"steps": list(steps), "metrics": {name: [_plain(v) for v in c] for name, c in columns.items()}}
 
 
-def _plain(value: Any) -> Any:
-    """Numbers with six digits; what is not finite as text, so that other programs can read the file too."""
+def _plain(value: Any, digits: int = 6) -> Any:
+    """Rounded numbers; what is not finite as text, so that other programs can read the file too."""
     if isinstance(value, np.ndarray):
-        return [_plain(entry) for entry in value.tolist()]
+        return [_plain(entry, digits) for entry in value.tolist()]
     if isinstance(value, list):
-        return [_plain(entry) for entry in value]
+        return [_plain(entry, digits) for entry in value]
     number = float(value)
-    return float(f"{number:.6g}") if math.isfinite(number) else str(number)
+    return float(f"{number:.{digits}g}") if math.isfinite(number) else str(number)
 
 
 def _array(values: Any) -> np.ndarray:

@@ -43,6 +43,8 @@ class Probe:
 
     def call(self, model: nn.Module, layers: Any) -> Any:
         """Capture ``model`` on it."""
+        while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
         places = {parameter.device for parameter in model.parameters()}
         inputs = self.inputs
         if len(places) == 1:
@@ -107,7 +109,9 @@ def _layer(
         if how.spectra is None
         else tuple(_checked(i, length, layer.name) for i in how.spectra)
     )
-    sigma = spectrum(operator[0], positions=list(where))[..., :_VALUES].double().cpu().numpy()
+    sigma = np.zeros((len(groups), 0, 0), dtype=np.float32)
+    if where:
+        sigma = spectrum(operator[0], positions=list(where))[..., :_VALUES].float().cpu().numpy()
     numbers = LayerMeasurement(
         layer.family,
         layer.group,

@@ -60,7 +60,8 @@ class Monitor:
     positions : iterable of int, optional
         Where ESS is measured; everywhere by default.
     spectra : iterable of int, optional
-        Where singular values are recorded; at a quarter, a half and three quarters of the length by default.
+        Where singular values are recorded, the 32 largest of each head; at a quarter, a half and three quarters of the
+        length by default, nowhere for ``()``.
     groups : int
         Of a layer with more heads or channels than this, evenly spaced ones are measured.
     path : str or Path, optional
@@ -154,19 +155,27 @@ class Monitor:
         self.steps = 0
         self._clock = clock
         self._layers = layers
-        self._how = Measure(kind, float(tol), bool(relative), _places(positions), _places(spectra), groups)
+        self._how = Measure(
+            kind,
+            float(tol),
+            bool(relative),
+            _places(positions, "positions"),
+            _places(spectra, "spectra", 0),
+            groups,
+        )
         self._probe = Probe(probe_inputs)
         self.snapshots = Snapshots(snapshots)
         self._pace = Pace(every, overhead)
         self.lock = threading.RLock()  # views read on other threads
         self._waiting: list[tuple[int, dict[str, Any]]] = []
-        self._own_steps: set[str] | None = None  # metrics of the present step, if this process has made it
+        self._stepped = False  # whether this process has made the present step
         self._warned = False
         self._tried = False
         self.views: list[TrainingView] = []
         self._of = described(model, self._probe.inputs, self._how)
         self._file = None if path is None else HistoryFile(Path(path), self._of)
         self._writer: Any = None
+        self._own_writer = not hasattr(tensorboard, "add_scalar")
         self._flushed = began
         if self._file is not None:
             for line in self._file.lines:
@@ -192,17 +201,17 @@ class Monitor:
             Loss, accuracy and the like. Tensors on a GPU are not waited for.
         """
         began = self._clock()
-        self._pace.training += began - self._left
+        self._trained(began)
         values = {name: _scalar(name, value) for name, value in metrics.items()}
         with self.lock:
-            again = step is not None and step == self.steps and self._own_steps is not None
+            again = step is not None and step == self.steps and self._stepped
             if not again:
                 self._advance(self.steps + 1 if step is None else int(step))
             if again and self._waiting and self._waiting[-1][0] == self.steps:
                 self._waiting[-1][1].update(values)
             else:
                 self._waiting.append((self.steps, values))
-            self._own_steps = set()
+            self._stepped = True
         spent = self._leave(began)
         if not again and self._pace.due(self.steps):
             self.measure()
@@ -218,10 +227,9 @@ class Monitor:
         Measurement
             With ``failed`` set where it could not be made.
         """
-        arrived = self._clock()
         _synchronise(self.model)  # what is queued on a GPU is training
         began = self._clock()
-        self._pace.training += began - self._left if arrived >= self._left else 0.0
+        self._trained(began)
         layers, pictures, failed = {}, {}, None
         try:
             layers, pictures = measure(self.model, self._probe, self._layers, self._how, self.snapshots)
@@ -239,18 +247,16 @@ class Monitor:
         self._leave(began, measured=True)
         if failed is not None and not self._warned:
             self._warned = True
-            warnings.warn(
+            _warn(
                 f"ess_widgets could not measure the model at step {self.steps}, and says so only once: {failed} "
-                "Training goes on; monitor.frame() and monitor.failures tell of every such step.",
-                RuntimeWarning,
-                stacklevel=3,
+                "Training goes on; monitor.failures tells of every such step."
             )
         self._refresh()
         return found
 
     @property
     def overhead(self) -> float:
-        """Time spent on monitoring over time spent on training, in this process so far; NaN before the first step."""
+        """Time spent on monitoring over time spent on training, in this process so far; NaN before the second step."""
         return self._pace.overhead
 
     @property
@@ -287,14 +293,18 @@ class Monitor:
             if measured is not None:
                 lines.append({"measurement": measured.to_json()})
             self._flushed = self._clock()
-            self._write(lines)
+            self._write(lines, safely=measured is not None)
             if measured is not None and self._writer is not None:
-                self._scalars(measured)
+                try:
+                    self._scalars(measured)
+                except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
+                    self._writer = None
+                    _warn(f"TensorBoard's scalars can no longer be written: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Write what is not written yet, and let go of TensorBoard's file."""
         self.flush()
-        if self._writer is not None:
+        if self._writer is not None and self._own_writer:
             self._writer.close()
         self._refresh()
 
@@ -413,7 +423,7 @@ class Monitor:
         """Take up a history."""
         last = self.history.last
         self.steps = (last or 0) if step is None else step
-        self._own_steps = None
+        self._stepped = False
         if self.history.good:
             self._pace.expect(self.history.good[-1].step, self.history.good[-1].seconds)
 
@@ -432,6 +442,11 @@ class Monitor:
         self._pace.rewind(step)
         self._write([{"rewind": step}])
 
+    def _trained(self, until: float) -> None:
+        """What has passed since monitoring ended was training; before the first step it may be anything."""
+        if self._stepped:
+            self._pace.training += until - self._left
+
     def _leave(self, began: float, measured: bool = False) -> float:
         """Account for the time since ``began``; what follows is training again."""
         self._left = self._clock()
@@ -443,7 +458,7 @@ class Monitor:
 
     def _timed(self, work: Callable[[], object]) -> None:
         began = self._clock()
-        self._pace.training += began - self._left
+        self._trained(began)
         work()
         self._leave(began)
 
@@ -451,16 +466,14 @@ class Monitor:
         for view in list(self.views):
             view.refresh()
 
-    def _write(self, lines: list[Mapping[str, Any]]) -> None:
+    def _write(self, lines: list[Mapping[str, Any]], safely: bool = True) -> None:
         if self._file is None or not lines:
             return
         try:
-            self._file.write(lines)
+            self._file.write(lines, safely)
         except OSError as error:
-            warnings.warn(
-                f"the training history can no longer be written to {self._file.path} and is kept in memory alone: {error}",
-                RuntimeWarning,
-                stacklevel=2,
+            _warn(
+                f"the training history can no longer be written to {self._file.path} and is kept in memory alone: {error}"
             )
             self._file = None
 
@@ -480,18 +493,21 @@ class Monitor:
                 self._writer.add_scalar(f"metrics/{name}", column[-1], found.step)
         if not math.isnan(self.overhead):
             self._writer.add_scalar("monitor/overhead", self.overhead, found.step)
+        self._writer.flush()
 
 
-def _places(positions: Iterable[int] | None) -> tuple[int, ...] | None:
+def _places(positions: Iterable[int] | None, name: str, least: int = 1) -> tuple[int, ...] | None:
     if positions is None:
         return None
     found = tuple(positions)
     for position in found:
         if not hasattr(position, "__index__") or isinstance(position, bool):
-            raise TypeError(f"positions must be integers, but one is {position!r}.")
+            raise TypeError(f"{name} must be integers, but one is {position!r}.")
     places = tuple(sorted({position.__index__() for position in found}))
-    if not places or places[0] < 0:
-        raise ValueError("positions must be 0 or more, and at least one.")
+    if len(places) < least or (places and places[0] < 0):
+        raise ValueError(
+            f"{name} must be 0 or more{', and at least one' if least else ''}, but are {list(found)}."
+        )
     return places
 
 
@@ -533,6 +549,10 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
             rows[k][name] = value
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name, math.nan) for row in rows] for name in names}
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def _synchronise(model: nn.Module) -> None:
