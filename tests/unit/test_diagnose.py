@@ -175,6 +175,35 @@ def test_gates_above_one_make_no_operator(gla: Model) -> None:
         found.explore(("layers.1", 0))
 
 
+@pytest.mark.parametrize(("closed", "severity"), [(1, "info"), (2, "warning")])
+def test_channels_count_together(closed: int, severity: str) -> None:
+    """One collapsed channel is no loss; half of a layer is."""
+    from ess_widgets.learn.diagnosis.findings import judge
+    from ess_widgets.learn.diagnosis.rows import Row
+
+    usual = {
+        "finite": 1.0,
+        "residual": 0.0,
+        "gain": 1.0,
+        "state_size": 16.0,
+        "utilisation_with_room": 0.5,
+        "growth": 0.1,
+    }
+    rows = [
+        Row(
+            "ssm",
+            n,
+            "selective SSM",
+            "channel",
+            "bounded",
+            usual | {"ess_with_room": 1.0 if n < closed else 8.0},
+        )
+        for n in range(4)
+    ]
+    found = judge(rows, Thresholds(), "entropy", "entropy-ESS", None)
+    assert [(f.sign, f.severity, f.head) for f in found] == [("collapse", severity, n) for n in range(closed)]
+
+
 def test_saturation_takes_a_failing_task() -> None:
     model = Model(GLA)
     for layer in model.layers:

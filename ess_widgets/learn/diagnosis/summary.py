@@ -41,11 +41,12 @@ def summary(diagnosis: Diagnosis) -> str:
 
 def headline(diagnosis: Diagnosis) -> str:
     """One sentence about what was looked at."""
+    calls = len(diagnosis._calls)
     nouns = {row.group for row in diagnosis.rows}
     noun = nouns.pop() + "s" if len(nouns) == 1 else "operators"
     tokens = [row["tokens"] for row in diagnosis.rows if row["tokens"] == row["tokens"]]
-    length = f", {max(tokens):.0f} tokens on average" if tokens else ""
-    calls = len(diagnosis._calls)
+    average = " on average" if calls > 1 else ""
+    length = f" of {max(tokens):.0f} tokens{average}" if tokens else ""
     return (
         f"{diagnosis.title}: {len(diagnosis.layers)} layer{'s' if len(diagnosis.layers) != 1 else ''}, "
         f"{len(diagnosis.rows)} {noun}; {calls} input{'s' if calls != 1 else ''}{length}; all ESS are {diagnosis.measure}"
