@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ess_widgets.demo import smollm2
-from ess_widgets.demo.small import load_small
+from ess_widgets.demo import smollm2, weights
+from ess_widgets.demo.small import ByteTokenizer, load_small
+from ess_widgets.tasks import MQAR
 
 __all__ = ["DEFAULT", "load"]
 
@@ -27,8 +28,10 @@ def load(
     Parameters
     ----------
     name
-        ``"SmolLM2-135M-Instruct"``; ``"small"`` for the model inside this package; a local directory, or a name on the
-        model hub. The default is the environment variable ``ESS_WIDGETS_MODEL``, else SmolLM2.
+        ``"SmolLM2-135M-Instruct"``; ``"small"`` for a byte-level transformer inside this package; a miniature inside it
+        (``"bytes-SA"``, ``"bytes-GLA"``, ``"bytes-WLA"``, ``"bytes-LA"``: byte-level models trained alike;
+        ``"mqar-success"``, ``"mqar-saturation"``, ``"mqar-collapse"``: associative recall); a local directory, or a name
+        on the model hub. The default is the environment variable ``ESS_WIDGETS_MODEL``, else SmolLM2.
     fallback
         Where SmolLM2 cannot be had, load ``"small"`` and say so, instead of raising.
     say
@@ -38,6 +41,7 @@ def load(
     -------
     (torch.nn.Module, tokenizer)
         In evaluation mode, on the CPU. SmolLM2 is computed in float32, other models in the dtype they are stored in.
+        With an ``mqar-`` model comes its task, `ess_widgets.tasks.MQAR`, instead of a tokenizer.
 
     Raises
     ------
@@ -60,6 +64,9 @@ def load(
     name = name or os.environ.get("ESS_WIDGETS_MODEL") or DEFAULT
     if name == "small":
         return load_small()
+    if name in weights.names():
+        given = weights.record(name).get("task")
+        return weights.load_miniature(name), ByteTokenizer() if given is None else MQAR(**given)
     missing = [m for m in ("transformers", "accelerate", "gguf") if importlib.util.find_spec(m) is None]
     if missing:
         raise ImportError(
@@ -91,7 +98,7 @@ def _named(name: str, say: Callable[[str], None]) -> tuple[nn.Module, Any]:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RuntimeError(
             f"cannot load {name!r}: it is no directory, and the hub gave: {first} "
-            f'Known without a network: "{DEFAULT}" and "small".'
+            f'Known without a network: "{DEFAULT}", "small", and {", ".join(weights.names())}.'
         ) from error
 
 

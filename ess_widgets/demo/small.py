@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, rms_norm, scaled_dot_product_attention
 
 __all__ = ["ByteTokenizer", "SmallConfig", "SmallLM", "load_small", "small_metadata"]
 
-WEIGHTS = Path(__file__).with_name("small.safetensors")
+WEIGHTS = Path(__file__).with_name("weights") / "small.safetensors"
 
 
 class ByteTokenizer:

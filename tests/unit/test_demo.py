@@ -26,7 +26,7 @@ from ess_widgets import demo
 from ess_widgets.demo import smollm2 as source
 from ess_widgets.demo.cache import cached_directory, is_intact
 from ess_widgets.demo.small import ByteTokenizer, SmallConfig, small_metadata
-from ess_widgets.demo.train_small import train
+from ess_widgets.demo.training.small import train
 
 ROOT = Path(ess_widgets.__file__).parents[1]
 # Not in the training text: the opening of Marlowe's Doctor Faustus.
@@ -143,7 +143,7 @@ def test_the_name_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_unknown_name_says_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offline(tmp_path, monkeypatch)
-    with pytest.raises(RuntimeError, match=r'no directory.*"SmolLM2-135M-Instruct" and "small"'):
+    with pytest.raises(RuntimeError, match=r'no directory.*"SmolLM2-135M-Instruct", "small", and bytes-GLA'):
         demo.load("nobody/no-such-model", say=lambda line: None)
 
 

@@ -7,6 +7,7 @@ Shapes: ``(batch, L, heads, features)``; log gates ``g`` are at most 0. All upda
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["chunk_gla", "chunk_linear_attn", "naive_recurrent_gated_delta_rule", "selective_scan"]
@@ -27,20 +28,26 @@ def chunk_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float) -> Tenso
 
     Every exponent is a sum of log gates over a stretch of positions, so nothing overflows however strong they are.
     """
-    q = q * scale
-    S = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    outputs = []
-    for q_c, k_c, v_c, g_c in zip(*(x.split(CHUNK, dim=1) for x in (q, k, v, g)), strict=True):
-        past = g_c.cumsum(1)  # decay since the chunk began
-        between = past[:, :, None] - past[:, None]  # from each position to each, (batch, i, j, heads, features)
-        later = torch.ones(between.shape[1:3], dtype=torch.bool, device=q.device).triu(1)[:, :, None, None]
-        decay = between.masked_fill(later, -torch.inf).exp()
-        scores = torch.einsum("bihd, bjhd, bijhd -> bhij", q_c, k_c, decay)
-        inside = torch.einsum("bhij, bjhv -> bihv", scores, v_c)
-        outputs.append(inside + torch.einsum("bihd, bhdv -> bihv", q_c * past.exp(), S))
-        left = (past[:, -1:] - past).exp()  # decay until the chunk ends
-        S = S * past[:, -1].exp().unsqueeze(-1) + torch.einsum("bjhd, bjhv -> bhdv", k_c * left, v_c)
-    return torch.cat(outputs, dim=1)
+    length, size = q.shape[1], min(CHUNK, q.shape[1])
+    missing = -length % size
+    # (batch, heads, chunks, positions, features)
+    q, k, v, g = (
+        F.pad(x, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, size)).permute(0, 3, 1, 2, 4)
+        for x in (q * scale, k, v, g)
+    )
+    past = g.cumsum(-2)  # decay since the chunk began
+    between = past.unsqueeze(-2) - past.unsqueeze(-3)  # from each position to each
+    later = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1)[..., None]
+    scores = (between.masked_fill(later, -torch.inf).exp() * q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1)
+    whole = past[..., -1:, :]
+    added = (k * (whole - past).exp()).mT @ v
+    S = torch.zeros_like(added[:, :, 0])
+    states = []
+    for decay, new in zip(whole.exp().mT.unbind(2), added.unbind(2), strict=True):
+        states.append(S)
+        S = S * decay + new
+    y = scores @ v + (q * past.exp()) @ torch.stack(states, dim=2)
+    return y.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length]
 
 
 def naive_recurrent_gated_delta_rule(

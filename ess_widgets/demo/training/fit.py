@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ess_widgets import tasks
 from ess_widgets.tasks import Task
+
+if TYPE_CHECKING:
+    from ess_widgets.learn import Regulariser
 
 __all__ = ["evaluate", "fit"]
 
@@ -23,7 +27,7 @@ def fit(
     rate: float = 2e-3,
     weight_decay: float = 0.1,
     warmup: float = 0.05,
-    penalty: Callable[[Tensor], Tensor] | None = None,
+    memory: Regulariser | None = None,
     callback: Callable[[int, float], object] | None = None,
 ) -> nn.Module:
     """Train on a task with AdamW, warm-up and a linear decay of the learning rate; what the paper uses but for its size.
@@ -40,8 +44,8 @@ def fit(
         Of AdamW; decay applies to matrices only.
     warmup : float
         Share of the steps over which the rate rises.
-    penalty : callable, optional
-        From the batch's inputs to a scalar that is added to the loss, such as `ess_widgets.learn.Regulariser`.
+    memory : Regulariser, optional
+        Watches each forward pass; its penalty is added to the loss.
     callback : callable, optional
         Called with the step, from 0, and the loss after each step.
 
@@ -64,8 +68,10 @@ def fit(
     model.train()
     for step in range(steps):
         inputs, targets = task.batch(batch, step)
-        task_loss = tasks.loss(model(inputs), targets)
-        total = task_loss if penalty is None else task_loss + penalty(inputs)
+        with memory or nullcontext():
+            logits = model(inputs)
+        task_loss = tasks.loss(logits, targets)
+        total = task_loss if memory is None else task_loss + memory.penalty
         optimiser.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

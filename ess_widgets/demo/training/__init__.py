@@ -1,0 +1,1 @@
+"""Scripts that made the weights in this package: ``python -m ess_widgets.demo.training.<name>``."""

@@ -1,0 +1,1 @@
+"""What the paper reports, in miniature: `python -m tests.paper.<name>`."""
