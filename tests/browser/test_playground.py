@@ -61,7 +61,9 @@ def test_nothing_overlaps_is_cut_off_or_pale(
     page.lab.set_theme(theme)
     page.lab.set_size(width, 1300)
     set_python(page, SCENES[scene])
-    target = Path(os.environ.get("ESS_WIDGETS_PICTURES") or tmp_path) / f"playground-{scene}-{theme}-{width}.png"
+    target = (
+        Path(os.environ.get("ESS_WIDGETS_PICTURES") or tmp_path) / f"playground-{scene}-{theme}-{width}.png"
+    )
     page.lab.screenshot(page.root, target)
     assert faults(page.root.evaluate(TEXTS)) == []
     overflow = page.root.evaluate("(root) => root.scrollWidth - root.clientWidth")
@@ -88,7 +90,9 @@ def comparison(page: ExplorerPage) -> list[int]:
 
 def test_a_boundary_is_dragged_on_the_picture(page: ExplorerPage) -> None:
     page.lab.set_size(1280)
-    set_python(page, "pg.toy = 'documents'; pg.parameters = {'boundary': 24, 'leak': 0}; pg.selection.position = 40")
+    set_python(
+        page, "pg.toy = 'documents'; pg.parameters = {'boundary': 24, 'leak': 0}; pg.selection.position = 40"
+    )
     assert comparison(page) == [16, 16, 16]
     line = page.root.locator(HANDLE)
     box = line.bounding_box()
@@ -111,7 +115,10 @@ def test_a_boundary_is_dragged_on_the_picture(page: ExplorerPage) -> None:
 
 
 def test_a_leak_shows_in_the_closed_form_before_it_is_measured(page: ExplorerPage) -> None:
-    set_python(page, "pg.toy = 'documents'; pg.parameters = {'boundary': 24, 'leak': 1e-8}; pg.selection.position = 24")
+    set_python(
+        page,
+        "pg.toy = 'documents'; pg.parameters = {'boundary': 24, 'leak': 1e-8}; pg.selection.position = 24",
+    )
     assert comparison(page) == [24, 24, 0]
     verdict = page.root.locator("[data-part=verdict]").inner_text()
     assert "24 lie below τ" in verdict
@@ -229,7 +236,9 @@ def test_round_trip(page: ExplorerPage, figure: Figure) -> None:
     mouse.up()
     times = page.lab.page.evaluate("window.answers")
     median = percentile(times, 0.5)
-    figure("playground, pointer move to repainted views, 64 positions", f"{median:.0f} ms median of {len(times)}")
+    figure(
+        "playground, pointer move to repainted views, 64 positions", f"{median:.0f} ms median of {len(times)}"
+    )
     assert median < 200
 
 

@@ -185,9 +185,9 @@ class Choice(Parameter):
         return next(iter(self.options))
 
     def check(self, value: Any, length: int) -> str:
-        if value not in self.options:
+        if not isinstance(value, str) or value not in self.options:
             raise self._wrong(ValueError, " or ".join(map(repr, self.options)), value)
-        return str(value)
+        return value
 
     def fit(self, value: Any, length: int) -> Any:
         return value

@@ -60,6 +60,9 @@ class Pole(complex):
             return False
         return bool(complex(self) == other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(complex(self))
 
@@ -112,16 +115,15 @@ def _one(value: Any) -> Pole:
 
 def _upper(poles: Sequence[Pole]) -> list[Pole]:
     """Conjugate pairs once each, by their pole above the real axis."""
-    waiting = [pole for pole in poles if pole.imag < 0]
+    mirrored = [Pole(pole.conjugate(), pole.order) for pole in poles if pole.imag < 0]
     kept = []
     for pole in poles:
-        if pole.imag < 0:
-            continue
-        mirror = Pole(complex(pole.real, -pole.imag), pole.order)
-        if pole.imag > 0 and mirror in waiting:
-            waiting.remove(mirror)
-        kept.append(pole)
-    return kept + [Pole(pole.conjugate(), pole.order) for pole in waiting]
+        # The lower pole of a pair stands where its upper one is given too: that one is left out.
+        if pole.imag > 0 and pole in mirrored:
+            mirrored.remove(pole)
+        else:
+            kept.append(pole if pole.imag >= 0 else Pole(pole.conjugate(), pole.order))
+    return kept
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,7 @@ class LinearAttention(Toy):
         "The past is folded into d_k numbers per channel: the profile climbs to d_k and is cut off there. "
         "Drag d_k to L / 2 and the ceiling of the shape takes over: more state cannot be used."
     )
-    differs = (
-        "Random features stay well apart; near d_k = L / 2 the smallest singular value is small and a large τ drops it."
-    )
+    differs = "Random features stay well apart; near d_k = L / 2 the smallest singular value is small and a large τ drops it."
     parameters = (
         Whole("d_k", "features d_k", 1, lambda L: 2 * L, lambda L: max(1, L // 8), " (twice the length)"),
         Seed("seed", "random draw"),
@@ -99,7 +97,7 @@ class GatedRecurrence(Toy):
     """A recurrence with a constant gate, and one position where it is (almost) closed."""
 
     name = "gated"
-    title = "gated recurrence with a reset"
+    title = "gated, with a reset"
     see = (
         "At the reset the gate closes and the state is thrown away: the memory falls to zero there and fills again. "
         "Approaching it, the profile already declines: what will not be read any more need not be kept."

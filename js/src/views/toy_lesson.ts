@@ -1,5 +1,5 @@
 /** What to see in a toy operator, its closed form, and how the measurement compares. */
-import { compare, verdict } from "../closed_form";
+import { compare, same, verdict } from "../closed_form";
 import { disposer, el, setHidden, setText } from "../dom";
 import { formatEss } from "../format";
 import { whenResting } from "../resting";
@@ -50,8 +50,8 @@ export function toyLesson(root: HTMLElement, store: Store): () => void {
     setText(formula, data?.formula ?? "");
     setText(differs, data?.differs ?? "");
     const list = data?.warnings ?? [];
-    const same = warnings.children.length === list.length;
-    if (same) list.forEach((text, k) => setText(warnings.children[k]!, text));
+    if (warnings.children.length === list.length)
+      list.forEach((text, k) => setText(warnings.children[k]!, text));
     else warnings.replaceChildren(...list.map((text) => el("li", "", {}, text)));
     setHidden(warnings, list.length === 0);
   };
@@ -64,7 +64,7 @@ export function toyLesson(root: HTMLElement, store: Store): () => void {
       setText(closed, String(at.closed));
       setText(visible, String(at.visible));
       setText(measured, formatEss(at.measured));
-      numbers.classList.toggle("ess-toy-apart", Math.abs(at.measured - at.closed) > 1e-4);
+      numbers.classList.toggle("ess-toy-apart", Math.abs(at.measured - at.closed) > same);
     }
     setText(said, comparison ? verdict(comparison, store.state.settings.kind).join(" ") : "");
   };
