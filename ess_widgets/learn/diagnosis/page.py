@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["STYLE", "document", "fragment", "table"]
 
 # A notebook stays light; the page and the widget have all rows.
-_MOST = 200
-_POINTS = 48
+_MOST = 60
+_POINTS = 32
 
 _CSS = """
 .ess-diagnosis{--fg:var(--jp-ui-font-color1,var(--vscode-foreground,CanvasText));
@@ -161,14 +161,14 @@ def _sparkline(row: Row) -> str:
     peaks = [max(values[i : i + step]) for i in range(0, len(values), step)]
     tops = [max(row.ceiling[i : i + step]) for i in range(0, len(values), step)]
     scale = max(*tops, *peaks, 1.0)
-    x = [round(96 * i / max(1, len(peaks) - 1), 1) for i in range(len(peaks))]
+    x = [round(96 * i / max(1, len(peaks) - 1)) for i in range(len(peaks))]
 
     def line(heights: list[float]) -> str:
         return " ".join(f"{a},{round(20 - 19 * h / scale, 1)}" for a, h in zip(x, heights, strict=True))
 
     label = f"highest {max(values):.3g} of a ceiling of {max(row.ceiling):.0f}"
     return (
-        f"<svg width='96' height='20' viewBox='0 0 96 20' role='img' aria-label='{label}'><title>{label}</title>"
+        f"<svg width='96' height='20' viewBox='0 0 96 20' role='img'><title>{label}</title>"
         f"<polygon class='ess-room' points='0,20 {line(tops)} 96,20'/><polyline class='ess-curve' points='{line(peaks)}'/></svg>"
     )
 
