@@ -76,12 +76,17 @@ class LayerMeasurement:
         """From what :meth:`to_json` gives."""
         groups, positions = tuple(data["groups"]), tuple(data["positions"])
         spectra = _array(data["spectra"])
+        ess, of_state_size, of_ceiling = (
+            _array(data[name]) for name in ("ess", "of_state_size", "of_ceiling")
+        )
         return cls(
             data["family"],
             data["group"],
             groups,
             int(data["of"]),
-            *(_array(data[name]) for name in ("ess", "of_state_size", "of_ceiling")),
+            ess,
+            of_state_size,
+            of_ceiling,
             float(data["residual"]),
             float(data["limit"]),
             positions,

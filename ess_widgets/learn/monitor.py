@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ess_widgets.capture import UnknownLayerError
 
-from .history import History, HistoryFile, Measurement, metrics_line, refuse_another
+from .history import History, HistoryFile, LayerMeasurement, Measurement, metrics_line, refuse_another
 from .identity import described
 from .measuring import Measure, PositionError, Probe, measure
 from .pacing import Pace
-from .snapshots import Snapshots
+from .scalars import columns_of, scalar
+from .snapshots import LayerSnapshot, Snapshots
+from .tensorboard import Board
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -174,8 +176,7 @@ class Monitor:
         self.views: list[TrainingView] = []
         self._of = described(model, self._probe.inputs, self._how)
         self._file = None if path is None else HistoryFile(Path(path), self._of)
-        self._writer: Any = None
-        self._own_writer = not hasattr(tensorboard, "add_scalar")
+        self._board: Board | None = None
         self._flushed = began
         if self._file is not None:
             for line in self._file.lines:
@@ -183,7 +184,7 @@ class Monitor:
             self._file.lines.clear()
             self._continue()
         if tensorboard is not None:
-            self._writer = _writer(tensorboard, self.steps if self.history.last is not None else None)
+            self._board = Board(tensorboard, self.steps if self.history.last is not None else None)
         self._left = clock()
         self._pace.monitoring += self._left - began
         if start and self.history.last is None:
@@ -202,7 +203,7 @@ class Monitor:
         """
         began = self._clock()
         self._trained(began)
-        values = {name: _scalar(name, value) for name, value in metrics.items()}
+        values = {name: scalar(name, value) for name, value in metrics.items()}
         with self.lock:
             again = step is not None and step == self.steps and self._stepped
             if not again:
@@ -230,7 +231,9 @@ class Monitor:
         _synchronise(self.model)  # what is queued on a GPU is training
         began = self._clock()
         self._trained(began)
-        layers, pictures, failed = {}, {}, None
+        layers: dict[str, LayerMeasurement] = {}
+        pictures: dict[str, LayerSnapshot] = {}
+        failed = None
         try:
             layers, pictures = measure(self.model, self._probe, self._layers, self._how, self.snapshots)
         except Exception as error:  # whatever it is, training goes on
@@ -287,25 +290,25 @@ class Monitor:
             lines: list[Mapping[str, Any]] = []
             if waiting:
                 steps = [step for step, _ in waiting]
-                columns = _columns([values for _, values in waiting])
+                columns = columns_of([values for _, values in waiting])
                 self.history.log(steps, columns)
                 lines.append(metrics_line(steps, columns))
             if measured is not None:
                 lines.append({"measurement": measured.to_json()})
             self._flushed = self._clock()
             self._write(lines, safely=measured is not None)
-            if measured is not None and self._writer is not None:
+            if measured is not None and self._board is not None:
                 try:
-                    self._scalars(measured)
+                    self._board.write(measured, self.history, self.overhead)
                 except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
-                    self._writer = None
+                    self._board = None
                     _warn(f"TensorBoard's scalars can no longer be written: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Write what is not written yet, and let go of TensorBoard's file."""
         self.flush()
-        if self._writer is not None and self._own_writer:
-            self._writer.close()
+        if self._board is not None:
+            self._board.close()
         self._refresh()
 
     def frame(self, heads: bool = False) -> DataFrame:
@@ -477,24 +480,6 @@ class Monitor:
             )
             self._file = None
 
-    def _scalars(self, found: Measurement) -> None:
-        """At each measurement alone: TensorBoard takes longer for a number than a small model for a step."""
-        for name, layer in found.layers.items():
-            values = {
-                "ess": layer.ess.mean(),
-                "utilisation_of_ceiling": layer.of_ceiling.mean(),
-                "utilisation_of_state_size": layer.of_state_size.mean(),
-                "residual": layer.residual,
-            }
-            for what, value in values.items():
-                self._writer.add_scalar(f"{what}/{name}", float(value), found.step)
-        if self.history.steps and self.history.steps[-1] == found.step:
-            for name, column in self.history.metrics.items():
-                self._writer.add_scalar(f"metrics/{name}", column[-1], found.step)
-        if not math.isnan(self.overhead):
-            self._writer.add_scalar("monitor/overhead", self.overhead, found.step)
-        self._writer.flush()
-
 
 def _places(positions: Iterable[int] | None, name: str, least: int = 1) -> tuple[int, ...] | None:
     if positions is None:
@@ -509,46 +494,6 @@ def _places(positions: Iterable[int] | None, name: str, least: int = 1) -> tuple
             f"{name} must be 0 or more{', and at least one' if least else ''}, but are {list(found)}."
         )
     return places
-
-
-def _scalar(name: str, value: Any) -> Any:
-    """A number, or a copy of a tensor on its device."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(
-                f"{name} must be one number, but has the shape {tuple(value.shape)}; take its mean()."
-            )
-        value = value.detach()
-        return float(value) if value.device.type == "cpu" else value.clone()
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{name} must be a number or a tensor with one element, not {type(value).__name__}."
-        ) from None
-
-
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Values by name, tensors of one device read in one transfer."""
-    places = [
-        (name, k) for k, row in enumerate(rows) for name, value in row.items() if isinstance(value, Tensor)
-    ]
-    by_device: dict[torch.device, list[tuple[str, int]]] = {}
-    for name, k in places:
-        by_device.setdefault(rows[k][name].device, []).append((name, k))
-    for group in by_device.values():
-        together = torch.stack(
-            [
-                rows[k][name].reshape(()).double()
-                if rows[k][name].device.type != "mps"
-                else rows[k][name].reshape(()).float()
-                for name, k in group
-            ]
-        )
-        for (name, k), value in zip(group, together.tolist(), strict=True):
-            rows[k][name] = value
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
 
 def _warn(message: str) -> None:
@@ -568,20 +513,3 @@ def _release(error: BaseException) -> None:
     error.__traceback__ = None
     if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _writer(tensorboard: Any, step: int | None) -> Any:
-    if not isinstance(tensorboard, (str, Path)):
-        if not hasattr(tensorboard, "add_scalar"):
-            raise TypeError(
-                f"tensorboard must be a directory or a SummaryWriter, not {type(tensorboard).__name__}."
-            )
-        return tensorboard
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "Writing TensorBoard's files needs the package tensorboard: pip install tensorboard."
-        ) from error
-    purge: dict[str, Any] = {} if step is None else {"purge_step": step + 1}
-    return SummaryWriter(str(tensorboard), **purge)  # type: ignore[no-untyped-call]

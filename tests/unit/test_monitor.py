@@ -161,7 +161,7 @@ def test_metrics_do_not_keep_the_graph() -> None:
 
 def test_tensors_elsewhere_are_read_together_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, with the road that tensors of a GPU take."""
-    monkeypatch.setattr(module, "_scalar", lambda name, value: value.detach().clone())
+    monkeypatch.setattr(module, "scalar", lambda name, value: value.detach().clone())
     monitor = Monitor(Tiny(), probe(), every=100)
     running = torch.zeros(())
     for k in range(5):

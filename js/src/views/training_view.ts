@@ -82,9 +82,9 @@ export function trainingView(root: HTMLElement, store: Store): () => void {
     entries = names.map((name, k) => {
       const swatch = el("i", "ess-swatch");
       const value = el("span", "ess-legend-value");
-      const short = names.length === 1 ? name : labels[k]!;
+      const short = displayLabel(names.length === 1 ? name : labels[k]!);
       const text = /^\d/.test(short) && names.length <= 8 ? `layer ${short}` : short;
-      const label = el("span", "ess-clip", {}, shorten(displayLabel(text), 28));
+      const label = el("span", "ess-clip", {}, shorten(text, 28));
       const button = el(
         "button",
         "ess-legend-entry",
