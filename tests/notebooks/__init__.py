@@ -1,0 +1,1 @@
+"""The lessons, run from top to bottom."""
