@@ -9,6 +9,7 @@ from ess_widgets.learn.diagnosis import Diagnosis, Finding, Thresholds, diagnose
 from ess_widgets.learn.modulation import Modulation, modulation
 
 from .history import History, LayerMeasurement, Measurement
+from .initialisation import InitProfile, OutOfReachError, Scale, find_scale, init_profile
 from .monitor import Monitor
 from .regularisation import Regulariser
 
@@ -20,15 +21,20 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "History",
+    "InitProfile",
     "LayerMeasurement",
     "LightningMonitor",
     "Measurement",
     "Modulation",
     "Monitor",
+    "OutOfReachError",
     "Regulariser",
+    "Scale",
     "Thresholds",
     "TrainerMonitor",
     "diagnose",
+    "find_scale",
+    "init_profile",
     "modulation",
 ]
 
