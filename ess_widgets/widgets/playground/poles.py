@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,10 @@ import torch
 from ess_widgets.operators import DenseTransition, Operator, Recurrence
 
 from .parameters import Parameter
-from .toy import Toy, Values, shape_limit
+from .toy import Toy, Values, limited
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Pole", "PoleList", "Poles", "minimal_order"]
 
@@ -45,7 +48,7 @@ class Pole(complex):
 
     order: int
 
-    def __new__(cls, value: complex, order: int = 1) -> Pole:
+    def __new__(cls, value: complex, order: int = 1) -> Self:
         self = super().__new__(cls, value)
         self.order = order
         return self
@@ -66,7 +69,7 @@ class Pole(complex):
     def __hash__(self) -> int:
         return hash(complex(self))
 
-    def __getnewargs__(self) -> tuple[complex, int]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[complex, int]:
         return complex(self), self.order
 
     def __repr__(self) -> str:
@@ -227,7 +230,7 @@ class Poles(Toy):
         )
 
     def closed_form(self, length: int, values: Values) -> np.ndarray:
-        return np.minimum(minimal_order(values["poles"]), shape_limit(length))
+        return limited(minimal_order(values["poles"]), length)
 
     def formula(self, length: int, values: Values) -> str:
         n = minimal_order(values["poles"])

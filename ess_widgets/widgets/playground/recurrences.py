@@ -11,7 +11,7 @@ from torch import Tensor
 from ess_widgets.operators import Operator, Recurrence, delta_rule, linear_attention
 
 from .parameters import Choice, Number, Seed, Whole
-from .toy import Handle, Toy, Values, draw, shape_limit, uninterrupted
+from .toy import Handle, Toy, Values, draw, limited, uninterrupted
 
 __all__ = ["Combined", "DeltaRule", "GatedRecurrence", "LinearAttention"]
 
@@ -42,7 +42,7 @@ class LinearAttention(Toy):
         return linear_attention(q, k)
 
     def closed_form(self, length: int, values: Values) -> np.ndarray:
-        return np.minimum(values["d_k"], shape_limit(length))
+        return limited(values["d_k"], length)
 
     def formula(self, length: int, values: Values) -> str:
         return f"ESSᵢ = min(d_k, i, L − i) with d_k = {values['d_k']}"
@@ -78,10 +78,10 @@ class DeltaRule(Toy):
     def _order(self, values: Values) -> int:
         if values["beta"] == 0:
             return 0
-        return int(values["d_k"]) - (values["beta"] == 1)
+        return int(values["d_k"]) - int(values["beta"] == 1)
 
     def closed_form(self, length: int, values: Values) -> np.ndarray:
-        return np.minimum(self._order(values), shape_limit(length))
+        return limited(self._order(values), length)
 
     def formula(self, length: int, values: Values) -> str:
         if values["beta"] == 0:
@@ -170,7 +170,7 @@ class Combined(Toy):
         return one + two if values["operation"] == "sum" else one @ two
 
     def closed_form(self, length: int, values: Values) -> np.ndarray:
-        return np.minimum(values["first"] + values["second"], shape_limit(length))
+        return limited(values["first"] + values["second"], length)
 
     def formula(self, length: int, values: Values) -> str:
         d1, d2 = values["first"], values["second"]

@@ -8,7 +8,7 @@ import torch
 from ess_widgets.operators import Convolution, Operator, Recurrence
 
 from .parameters import Choice, Seed, Whole
-from .toy import Handle, Toy, Values, draw, shape_limit
+from .toy import Handle, Toy, Values, draw, limited
 
 __all__ = ["Delay", "Diagonal", "Filter", "Sums"]
 
@@ -96,7 +96,7 @@ class Delay(Toy):
 
     def closed_form(self, length: int, values: Values) -> np.ndarray:
         k = values["k"]
-        return np.minimum(min(k, length - k), shape_limit(length))
+        return limited(min(k, length - k), length)
 
     def formula(self, length: int, values: Values) -> str:
         k = values["k"]
@@ -139,7 +139,7 @@ class Filter(Toy):
         reach = values["k"] - 1
         if values["taps"] == "equal":
             reach = min(reach, length - reach)
-        return np.minimum(reach, shape_limit(length))
+        return limited(reach, length)
 
     def formula(self, length: int, values: Values) -> str:
         k = values["k"]

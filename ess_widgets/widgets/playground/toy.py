@@ -15,7 +15,7 @@ from ess_widgets.operators import Operator
 
 from .parameters import Parameter
 
-__all__ = ["Handle", "Toy", "draw", "shape_limit", "uninterrupted"]
+__all__ = ["Handle", "Toy", "draw", "limited", "shape_limit", "uninterrupted"]
 
 Values = Mapping[str, Any]
 
@@ -107,7 +107,14 @@ def draw(seed: int, salt: int, *shape: int) -> Tensor:
 def shape_limit(length: int) -> np.ndarray:
     """``min(i, L - i)``: what the shape of ``H_i`` allows."""
     at = np.arange(length)
-    return np.minimum(at, length - at)
+    limit: np.ndarray = np.minimum(at, length - at)
+    return limit
+
+
+def limited(order: int, length: int) -> np.ndarray:
+    """``min(n, i, L - i)``: what the shape of ``H_i`` leaves of a state of ``n``."""
+    limit: np.ndarray = np.minimum(order, shape_limit(length))
+    return limit
 
 
 def uninterrupted(gates: np.ndarray, state: int) -> np.ndarray:
@@ -121,4 +128,5 @@ def uninterrupted(gates: np.ndarray, state: int) -> np.ndarray:
     edges = np.array([0, *zeros, length])
     at = np.arange(length)
     part = np.searchsorted(edges, at, side="right")
-    return np.minimum(state, np.minimum(at - edges[part - 1], edges[part] - at))
+    room: np.ndarray = np.minimum(at - edges[part - 1], edges[part] - at)
+    return room.clip(max=state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import traitlets as t
@@ -22,6 +22,9 @@ from .measured import LAYER, Setup, menu
 from .parameters import Whole
 from .poles import Pole
 from .toys import find
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Parameters", "Playground", "playground"]
 
@@ -46,7 +49,7 @@ class Parameters(dict[str, Any]):
         self._owner.parameters = changed
         dict.update(self, self._owner.parameters)
 
-    def __ior__(self, other: Any) -> Parameters:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
         self.update(other)
         return self
 
@@ -150,7 +153,8 @@ class Playground(View, Measured):
 
     @property
     def closed_form(self) -> np.ndarray:
-        return self._setup.closed_form.copy()
+        ranks: np.ndarray = self._setup.closed_form.copy()
+        return ranks
 
     @property
     def formula(self) -> str:
@@ -414,7 +418,7 @@ def playground(
     >>> pg.closed_form
     array([0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1])
     >>> pg.poles = [0.9, 0.9, 0.4 + 0.3j]
-    >>> pg.toy, pg.closed_form.max(), pg.formula
+    >>> pg.toy, int(pg.closed_form.max()), pg.formula
     ('poles', 3, 'ESSᵢ = min(n, i, L − i) with n = 3 different modes of the state of 4')
     >>> pg.close()
     """
