@@ -11,6 +11,7 @@ from ess_widgets.learn.modulation import Modulation, modulation
 from .history import History, LayerMeasurement, Measurement
 from .initialisation import InitProfile, OutOfReachError, Scale, find_scale, init_profile
 from .monitor import Monitor
+from .reduction import RankCurve, Reduction, rank_curve, reduce
 from .regularisation import Regulariser
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ __all__ = [
     "Modulation",
     "Monitor",
     "OutOfReachError",
+    "RankCurve",
+    "Reduction",
     "Regulariser",
     "Scale",
     "Thresholds",
@@ -36,6 +39,8 @@ __all__ = [
     "find_scale",
     "init_profile",
     "modulation",
+    "rank_curve",
+    "reduce",
 ]
 
 # Needing packages that not everybody has.
