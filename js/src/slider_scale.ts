@@ -42,5 +42,8 @@ export function valueText(control: NumberControl, value: Value): string {
   const [least, most] = control.ends;
   if (least !== null && value === least && control.words[0]) return control.words[0];
   if (most !== null && value === most && control.words[1]) return control.words[1];
-  return formatNumber(real(value));
+  const number = real(value);
+  // β = 0.9999 is not 1, and makes all the difference.
+  const exact = !Number.isFinite(number) || Number(number.toPrecision(3)) === number;
+  return `${exact ? "" : "≈ "}${formatNumber(number)}`;
 }

@@ -52,6 +52,7 @@ test("sliders reach their ends, 1 and what lies between", () => {
     "1",
     "uniform",
   ]);
+  expect(valueText(beta, 0.9999999)).toBe("≈ 1");
 });
 
 let store: Store;

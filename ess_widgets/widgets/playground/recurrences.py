@@ -90,7 +90,7 @@ class DeltaRule(Toy):
         return f"ESSᵢ = min(d_k{minus}, i, L − i) with d_k = {values['d_k']}"
 
     def caption(self, values: Values) -> str:
-        return f"delta rule, β = {values['beta']:.3g}"
+        return f"delta rule, β = {values['beta']:.12g}"
 
 
 class GatedRecurrence(Toy):
@@ -146,7 +146,7 @@ class Combined(Toy):
     """The sum or the product of two linear attentions."""
 
     name = "combined"
-    title = "sum or product of two"
+    title = "sum or product"
     see = (
         "Two layers side by side (sum) or one after the other (product): their memories add up, "
         "as neither can be inferred from the other, and never more than add up."

@@ -121,7 +121,7 @@ class Filter(Toy):
     )
     parameters = (
         Whole("k", "taps k", 1, lambda L: L, lambda L: max(1, L // 6), " (the length)"),
-        Choice("taps", "taps are", {"random": "random", "equal": "equal (moving average)"}),
+        Choice("taps", "taps are", {"random": "random", "equal": "equal"}),
         Seed("seed", "random draw"),
     )
     handle = Handle("k", offset=-1)
