@@ -252,12 +252,13 @@ def distance_from_identity(A: Transition, n: int | None = None) -> Tensor:
     if isinstance(A, DenseTransition):
         dense = A.parts[0]
         eye = torch.eye(A.order, dtype=dense.dtype, device=dense.device)
-        return torch.linalg.vector_norm(dense - eye, dim=(-2, -1))
+        apart: Tensor = torch.linalg.vector_norm(dense - eye, dim=(-2, -1))
+        return apart
     d, U, V = A.parts
     e = (d - 1).expand(*torch.broadcast_shapes(d.shape[:-1], U.shape[:-2]), U.shape[-2])  # type: ignore[no-untyped-call]
     # ‖diag(e) + U Vᵀ‖² without writing out n x n numbers for each position.
     cross = (e.conj() * (U * V).sum(-1)).sum(-1)
-    low_rank = ((U.mH @ U) * (V.mH @ V).conj()).sum((-2, -1))
+    low_rank = ((U.mH @ U) * (V.mH @ V)).sum((-2, -1))
     squared = e.abs().square().sum(-1) + _real(2 * cross + low_rank)
     positive = squared > 0
     return torch.where(positive, squared.where(positive, 1.0).sqrt(), 0.0)
@@ -285,7 +286,7 @@ def _number(value: Any, name: str, above: float = -math.inf) -> float:
 def _count(value: Any, name: str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"{name} must be a positive integer, but is {value!r}.")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _count_or_list(positions: Any) -> int | list[int]:

@@ -7,7 +7,6 @@ Both measures are spectral functions ``f(σ)`` of ``H_i = U diag(σ) Vᵀ``. The
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,13 +14,11 @@ from torch import Tensor
 
 from ess_widgets.metrics._checks import as_operator, check_tol, position_list
 from ess_widgets.metrics._svd import one_thread, singular_values, working_dtype
-from ess_widgets.operators import Dense
+from ess_widgets.metrics.factored import Once, Spectral, factors, is_factored, spectral_function
+from ess_widgets.operators import Dense, Recurrence
 from ess_widgets.operators.checks import check_finite_causal
 
 __all__ = ["entropy_ess", "sample_positions", "tolerance_surrogate"]
-
-# Values ``(b,)`` of a spectral function and its derivatives ``(b, K)``, of singular values ``(b, K)``.
-Spectral = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # Entries of singular vectors kept from the forward to the backward pass; beyond, they are computed again.
 _KEEP = 2**25
@@ -181,6 +178,13 @@ def _smooth_count(sigma: Tensor, tol: float, width: float, relative: bool) -> tu
 def _spectral_ess(op: Any, positions: Any, f: Spectral) -> Tensor:
     op = as_operator(op)
     wanted = [op.block * i for i in position_list(positions, op.length)]
+    if wanted and isinstance(op, Recurrence) and is_factored(op):
+        lead, dtype = op.shape[:-2], working_dtype(op.device)
+        values = [
+            spectral_function(*factors(op, i), f) if i else torch.zeros(lead, dtype=dtype, device=op.device)
+            for i in wanted
+        ]
+        return torch.stack(values, dim=-1)
     T = op.matrix()
     if not isinstance(op, Dense):
         T = check_finite_causal(T, block=op.block)
@@ -239,23 +243,8 @@ class _SpectralFunction(torch.autograd.Function):
                 gradient[:, p:, :p].baddbmm_(U * slope.unsqueeze(-2), Vh)
         gradient = gradient.to(T.dtype)
         if torch.is_grad_enabled():
-            gradient = _Once.apply(gradient, T, weights)  # type: ignore[no-untyped-call]
+            gradient = Once.apply(gradient, T, weights)  # type: ignore[no-untyped-call]
         return gradient, None, None
-
-
-class _Once(torch.autograd.Function):
-    """The gradient itself; says clearly that it has none."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *origins: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        raise RuntimeError(
-            "entropy_ess and tolerance_surrogate can be differentiated once, not twice: leave them out of "
-            "what is differentiated with create_graph=True."
-        )
 
 
 def _decompose(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,7 +36,7 @@ def _project(u: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """``W u`` with a semi-orthogonal ``W`` of its own for each sample: entries of unit variance, ``(samples, L, n)``."""
     samples, _, width = u.shape
     tall = torch.randn(samples, max(n, width), min(n, width), generator=generator, dtype=u.dtype)
-    Q = torch.linalg.qr(tall).Q
+    Q: Tensor = torch.linalg.qr(tall).Q
     return u @ (Q if n <= width else Q.mT * math.sqrt(n / width))
 
 

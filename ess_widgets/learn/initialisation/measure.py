@@ -82,8 +82,13 @@ class Setting:
         """Measure the captured layers of a module."""
         cap = run(module, self._arguments(module), {}, layers=self.layers, keep_output=False)
         parts = [self._of_operator(layer.operator) for layer in cap.values()]
-        numbers = (torch.cat([getattr(p, name) for p in parts]) for name in ("ess", "state_size", "ceiling"))
-        return Measured(*numbers, parts[0].length, parts[0].position)
+        return Measured(
+            torch.cat([part.ess for part in parts]),
+            torch.cat([part.state_size for part in parts]),
+            torch.cat([part.ceiling for part in parts]),
+            parts[0].length,
+            parts[0].position,
+        )
 
     def seeded(self, build: Any) -> Any:
         """Build something from torch's own random numbers, which are put back afterwards."""
@@ -124,9 +129,11 @@ class Setting:
         if not 1 <= i < op.length:
             raise ValueError(f"position must lie between 1 and {op.length - 1}, but is {i}.")
         value = ess(op, kind=self.kind, tol=self.tol, relative=self.relative, positions=[i])[..., 0]
-        limits = (op.state_size[..., i], ceiling(op)[..., i])
-        size, top = (limit.to(value).expand(value.shape) for limit in limits)
-        return Measured(*(part.reshape(-1).cpu() for part in (value, size, top)), op.length, i)
+        size, top = (
+            limit[..., i].to(value).expand(value.shape).reshape(-1).cpu()
+            for limit in (op.state_size, ceiling(op))
+        )
+        return Measured(value.reshape(-1).cpu(), size, top, op.length, i)
 
 
 def takes_input(featurizer: Any) -> bool:
