@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ess_widgets.learn.diagnosis import Diagnosis, Finding, Thresholds, diagnose
 from ess_widgets.learn.modulation import Modulation, modulation
 
+from .distillation import Distillation, distil
 from .history import History, LayerMeasurement, Measurement
 from .initialisation import InitProfile, OutOfReachError, Scale, find_scale, init_profile
 from .monitor import Monitor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Diagnosis",
+    "Distillation",
     "Finding",
     "History",
     "InitProfile",
@@ -36,6 +38,7 @@ __all__ = [
     "Thresholds",
     "TrainerMonitor",
     "diagnose",
+    "distil",
     "find_scale",
     "init_profile",
     "modulation",
