@@ -51,7 +51,9 @@ class Compression(Task):
         if self.length < 2:
             raise ValueError(f"length must be at least 2, a token and the last one; it is {self.length}")
         if self.vocab < 3:
-            raise ValueError(f"vocab must be at least 3: the last token and two to tell apart; it is {self.vocab}")
+            raise ValueError(
+                f"vocab must be at least 3: the last token and two to tell apart; it is {self.vocab}"
+            )
 
     @property
     def parameters(self) -> dict[str, Any]:

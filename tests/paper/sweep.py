@@ -86,7 +86,9 @@ def main() -> None:
     known = set()
     if RESULTS.exists():
         with RESULTS.open(newline="") as file:
-            known = {(r["family"], int(r["state"]), int(r["kv"]), int(r["seed"])) for r in csv.DictReader(file)}
+            known = {
+                (r["family"], int(r["state"]), int(r["kv"]), int(r["seed"])) for r in csv.DictReader(file)
+            }
     missing = [key for key in wanted(options.seeds) if key not in known]
     with ProcessPoolExecutor(options.processes) as pool:
         for rows in pool.map(run, *zip(*missing, strict=True)) if missing else ():
@@ -99,7 +101,10 @@ def main() -> None:
                     {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
                 )
             last = rows[-1]
-            print(*(last[name] for name in ("family", "state", "kv", "seed", "accuracy", "cpu_seconds")), flush=True)
+            print(
+                *(last[name] for name in ("family", "state", "kv", "seed", "accuracy", "cpu_seconds")),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

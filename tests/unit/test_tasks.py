@@ -37,7 +37,9 @@ def test_every_key_is_asked_once_and_answered_by_its_value(data: st.DataObject) 
     kv = data.draw(st.integers(1, 8))
     length = 2 * data.draw(st.integers(2 * kv, 4 * kv))
     vocab = data.draw(st.integers(2 * kv + 1, 3 * kv + 9))
-    inputs, targets = MQAR(kv, length, vocab, seed=data.draw(st.integers(0, 99)))[data.draw(st.integers(0, 99))]
+    inputs, targets = MQAR(kv, length, vocab, seed=data.draw(st.integers(0, 99)))[
+        data.draw(st.integers(0, 99))
+    ]
     assert targets.tolist() == recalled(inputs.tolist())
     keys = inputs[: 2 * kv : 2].tolist()
     assert len(set(keys)) == kv == int((targets != IGNORE).sum())

@@ -75,7 +75,9 @@ class Miniature(nn.Module):
         names = (mixers,) if isinstance(mixers, str) else tuple(mixers)
         unknown = [name for name in (*names, *(options or {})) if name not in MIXERS]
         if unknown or not names:
-            raise ValueError(f"mixers must be of {', '.join(MIXERS)}, but they are {', '.join(names) or 'none'}")
+            raise ValueError(
+                f"mixers must be of {', '.join(MIXERS)}, but they are {', '.join(names) or 'none'}"
+            )
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of heads {heads}")
         if state % 2 and {"SA", "LA"} & set(names):

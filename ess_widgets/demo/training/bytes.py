@@ -57,7 +57,10 @@ def train(
         scheduler.step()
         recent = loss.item() if step == 0 else 0.98 * recent + 0.02 * loss.item()
         if step % report == 0 or step == steps - 1:
-            print(f"{family} step {step:5d}  loss {recent:.3f}  {time.process_time() - begin:5.0f} s", flush=True)
+            print(
+                f"{family} step {step:5d}  loss {recent:.3f}  {time.process_time() - begin:5.0f} s",
+                flush=True,
+            )
     model.eval()
     return model, {
         "config": model.config,
