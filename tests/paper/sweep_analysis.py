@@ -7,7 +7,6 @@ percentile bootstraps over models (10,000 draws, 95 %), of each ρ and of their 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
