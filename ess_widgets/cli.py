@@ -17,6 +17,7 @@ from pathlib import Path
 __all__ = ["main"]
 
 FIRST_PORT = 8888
+TOUR = "tour.ipynb"
 
 
 class CommandError(Exception):
@@ -49,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="open JupyterLab on the tour notebook, with a trained language model",
-        description="Open JupyterLab on your copy of the tour notebook. Your edits are kept from start to start.",
+        description="Open JupyterLab on your copy of the tour notebook, with the lessons beside it. Your edits are "
+        "kept from start to start.",
     )
     demo.add_argument("--no-browser", action="store_true", help="only print the address")
     demo.add_argument(
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--directory",
         type=Path,
         metavar="DIR",
-        help="where your copy of the tour lives (default: your data directory)",
+        help="where your copies of the notebooks live (default: your data directory)",
     )
     return parser
 
@@ -148,37 +150,53 @@ def _data_directory() -> Path:
     return Path(user_data_path("ess-widgets", appauthor=False))
 
 
-def shipped_tour() -> Path:
-    """The tour notebook of this installation: inside the package, or in the repository of an editable install."""
+def shipped_notebooks() -> list[Path]:
+    """The tour and the lessons of this installation: in the package, or in the repository of an editable install."""
     package = Path(__file__).resolve().parent
     for place in (package / "notebooks", package.parent / "notebooks"):
-        if (place / "tour.ipynb").is_file():
-            return place / "tour.ipynb"
-    raise CommandError(f"no tour.ipynb in {package / 'notebooks'}; reinstall ess-widgets")
+        if (place / TOUR).is_file():
+            return sorted(place.glob("*.ipynb"))
+    raise CommandError(f"no {TOUR} in {package / 'notebooks'}; reinstall ess-widgets")
 
 
 def working_copy(directory: Path) -> Path:
-    """The user's copy of the tour in ``directory``, made or brought up to date without touching their edits."""
-    source, copy = shipped_tour(), directory / "tour.ipynb"
-    record = directory / ".tour.sha256"  # of the shipped notebook that the copy was made from
-    shipped = hashlib.sha256(source.read_bytes()).hexdigest()
+    """The tour in ``directory`` with the lessons beside it: the user's copies, which keep their edits.
+
+    A copy is made or brought up to date unless it was edited.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        origin = record.read_text(encoding="ascii") if record.is_file() else None
-        if copy.is_file() and origin != shipped:
-            if hashlib.sha256(copy.read_bytes()).hexdigest() != origin:
-                print(f"This version's tour is newer than your edited copy, which is kept: {copy}")
-                print("Rename or delete it to get the new one.")
-                return copy
-        elif copy.is_file():
-            return copy
-        shutil.copyfile(source, copy)
-        record.write_text(shipped, encoding="ascii")
+        kept = [source.name for source in shipped_notebooks() if not _bring_up_to_date(source, directory)]
     except OSError as error:
         raise CommandError(
-            f"cannot write the tour to {directory} ({error}); choose another with --directory"
+            f"cannot write the notebooks to {directory} ({error}); choose another with --directory"
         ) from None
-    return copy
+    for name in kept:
+        print(f"This version's {name} is newer than your edited copy, which is kept: {directory / name}")
+    if kept:
+        print("Rename or delete a copy to get the new one.")
+    return directory / TOUR
+
+
+def _bring_up_to_date(source: Path, directory: Path) -> bool:
+    """Copy a notebook unless the copy has it already; False where the copy was edited and is therefore behind."""
+    copy = directory / source.name
+    record = directory / f".{source.stem}.sha256"  # of the shipped notebook that the copy was made from
+    shipped = _digest(source)
+    if copy.is_file():
+        present = _digest(copy)
+        origin = record.read_text(encoding="ascii") if record.is_file() else None
+        if shipped in (present, origin):
+            return True
+        if present != origin:
+            return False
+    shutil.copyfile(source, copy)
+    record.write_text(shipped, encoding="ascii")
+    return True
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -38,9 +38,11 @@ class BrowserBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         return [] if self.is_built() or machine_has_node() else [NODE_WHEEL]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        # An editable install finds the tour in the repository.
+        # An editable install finds the tour and the lessons in the repository.
         if self.target_name == "wheel" and version == "standard":
-            build_data["force_include"]["notebooks/tour.ipynb"] = "ess_widgets/notebooks/tour.ipynb"
+            for notebook in sorted(Path(self.root, "notebooks").glob("*.ipynb")):
+                name = f"notebooks/{notebook.name}"
+                build_data["force_include"][name] = f"ess_widgets/{name}"
         if self.is_built():
             return
         npm = shutil.which("npm")

@@ -100,11 +100,15 @@ def test_version_and_help(tmp_path: Path) -> None:
     assert run("nonsense", home=tmp_path).returncode == 2
 
 
-def test_demo_serves_the_tour_and_ends_on_interrupt(tmp_path: Path) -> None:
+def test_demo_serves_the_tour_with_the_lessons_and_ends_on_interrupt(tmp_path: Path) -> None:
+    shipped = {path.name: path for path in cli.shipped_notebooks()}
+    assert len(shipped) > 1
     with demo("--model", "small", home=tmp_path) as (process, url):
         assert "/lab/tree/tour.ipynb?token=" in url
         tour = fetch(url, "/api/contents/tour.ipynb?type=file&format=text")
-        assert tour["content"] == cli.shipped_tour().read_text(encoding="utf-8")
+        assert tour["content"] == shipped["tour.ipynb"].read_text(encoding="utf-8")
+        beside = {file["name"] for file in fetch(url, "/api/contents/")["content"]}
+        assert beside == set(shipped)
         kernel = fetch(url, "/api/kernels", post={"name": "python3"})
         connection = next((tmp_path / "runtime").glob(f"kernel-{kernel['id']}*.json"))
         client = BlockingKernelClient(connection_file=str(connection))
@@ -119,27 +123,48 @@ def test_demo_serves_the_tour_and_ends_on_interrupt(tmp_path: Path) -> None:
         assert "Traceback" not in process.stdout.read()
 
 
-def test_edits_survive_a_second_start(tmp_path: Path) -> None:
+def test_edits_survive_a_second_start_and_what_was_deleted_comes_back(tmp_path: Path) -> None:
     copy = cli.working_copy(tmp_path)
-    assert copy.read_bytes() == cli.shipped_tour().read_bytes()
+    assert copy.name == "tour.ipynb"
+    shipped = cli.shipped_notebooks()
+    for source in shipped:
+        assert (tmp_path / source.name).read_bytes() == source.read_bytes()
+    lesson, deleted = (tmp_path / source.name for source in shipped[:2])
     copy.write_text("edited", encoding="utf-8")
+    lesson.write_text("edited", encoding="utf-8")
+    deleted.unlink()
     assert cli.working_copy(tmp_path) == copy
-    assert copy.read_text(encoding="utf-8") == "edited"
+    assert copy.read_text(encoding="utf-8") == lesson.read_text(encoding="utf-8") == "edited"
+    assert deleted.read_bytes() == shipped[1].read_bytes()
 
 
-def test_a_newer_tour_replaces_only_an_unedited_copy(
+def test_newer_notebooks_replace_only_unedited_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unedited, edited = tmp_path / "unedited", tmp_path / "edited"
+    unedited, edited, other = tmp_path / "unedited", tmp_path / "edited", tmp_path / "other"
     cli.working_copy(unedited)
     cli.working_copy(edited).write_text("edited", encoding="utf-8")
-    newer = tmp_path / "newer.ipynb"
-    newer.write_text("newer", encoding="utf-8")
-    monkeypatch.setattr(cli, "shipped_tour", lambda: newer)
-    assert cli.working_copy(unedited).read_text(encoding="utf-8") == "newer"
+    lesson = next(path.name for path in cli.shipped_notebooks() if path.name != "tour.ipynb")
+    other.mkdir()
+    (other / lesson).write_text("a notebook of the user's own that has the same name", encoding="utf-8")
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    for name in ("tour.ipynb", lesson):
+        (newer / name).write_text("newer", encoding="utf-8")
+    monkeypatch.setattr(cli, "shipped_notebooks", lambda: sorted(newer.glob("*.ipynb")))
+
+    def contents(directory: Path) -> list[str]:
+        return [(directory / name).read_text(encoding="utf-8") for name in ("tour.ipynb", lesson)]
+
+    assert cli.working_copy(unedited) == unedited / "tour.ipynb"
+    assert contents(unedited) == ["newer", "newer"]
     assert capsys.readouterr().out == ""
-    assert cli.working_copy(edited).read_text(encoding="utf-8") == "edited"
-    assert "newer than your edited copy" in capsys.readouterr().out
+    cli.working_copy(edited)
+    assert contents(edited) == ["edited", "newer"]
+    assert f"tour.ipynb is newer than your edited copy, which is kept: {edited}" in capsys.readouterr().out
+    cli.working_copy(other)
+    assert contents(other) == ["newer", "a notebook of the user's own that has the same name"]
+    assert f"{lesson} is newer than your edited copy" in capsys.readouterr().out
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -205,14 +205,20 @@ class TestBuildHook:
         tools(project, monkeypatch, node="v22.1.0", build="true")
         assert "wrote no widget.js, widget.css" in error()
 
-    def test_only_a_real_wheel_gets_its_own_tour(
+    def test_only_a_real_wheel_gets_its_own_notebooks(
         self, hook_module: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tools(project, monkeypatch, node="v22.1.0")
+        notebooks = project / "notebooks"
+        notebooks.mkdir()
+        for name in ("tour.ipynb", "01_lesson.ipynb", "notes.txt"):
+            (notebooks / name).write_text("", encoding="ascii")
         included: dict[tuple[str, str], dict[str, str]] = {}
         for target, version in (("wheel", "standard"), ("wheel", "editable"), ("sdist", "standard")):
             data: dict[str, Any] = {"force_include": {}}
             hook_for(hook_module, project, target).initialize(version, data)
             included[target, version] = data["force_include"]
-        assert included["wheel", "standard"] == {"notebooks/tour.ipynb": "ess_widgets/notebooks/tour.ipynb"}
+        assert included["wheel", "standard"] == {
+            f"notebooks/{name}": f"ess_widgets/notebooks/{name}" for name in ("01_lesson.ipynb", "tour.ipynb")
+        }
         assert included["wheel", "editable"] == included["sdist", "standard"] == {}
