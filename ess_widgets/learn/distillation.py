@@ -183,7 +183,13 @@ def distil(
 class _Pair:
     """Teacher and student, and how far apart they are."""
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, operator: Any, inputs: Tensor) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        operator: Callable[[nn.Module, Tensor], Tensor],
+        inputs: Tensor,
+    ) -> None:
         self.teacher, self.student, self.operator, self.inputs = teacher, student, operator, inputs
         self._kept: Tensor | None = None
 
@@ -196,7 +202,9 @@ class _Pair:
             first = self.operator(self.teacher, x[:1])
             if first.numel() * len(x) > _KEPT:
                 return self.operator(self.teacher, x[rows]).detach()
-            self._kept = torch.cat([self.operator(self.teacher, part).detach() for part in x.split(32)])
+            self._kept = torch.cat(
+                [self.operator(self.teacher, part).detach() for part in torch.split(x, 32)]
+            )
         return self._kept[rows]
 
     def check(self, x: Tensor, T: Tensor) -> None:
@@ -221,7 +229,8 @@ class _Pair:
         target = self.target(x, rows)
         squares = (self.operator(self.student, x[rows]) - target).square().sum((-2, -1))
         norms = target.square().sum((-2, -1))
-        return (squares / norms.where(norms > 0, 1.0)).mean()
+        loss: Tensor = (squares / norms.where(norms > 0, 1.0)).mean()
+        return loss
 
     def output_loss(self, x: Tensor, rows: Any) -> Tensor:
         with torch.no_grad():

@@ -88,8 +88,7 @@ def spectral_bound(tail: Tensor) -> Tensor:
         spread = [pad(part, (0, 0, 0, fill)).view(N, spans, size, -1).mT for part in (high, low)]
         cost = torch.minimum(cost, one_removal(*spread))
         cost[..., 0] = torch.minimum(cost[..., 0], cost[..., 1:].sum(-1))
-    total: Tensor = cost[..., 0].sum(-1)
-    bound: Tensor = total * _MARGIN
+    bound: Tensor = cost[..., 0].sum(-1) * _MARGIN
     return bound
 
 
@@ -98,7 +97,8 @@ def frobenius_bound(tail: Tensor) -> Tensor:
 
     Cut one position after the other: the change at ``i`` is ``O_i (1 - Π_i) R̂_i``, where ``R̂_i R̂_iᵀ ≤ Σ_i``.
     """
-    return torch.linalg.vector_norm(tail, dim=-1).sum(-1)
+    norms: Tensor = torch.linalg.vector_norm(tail, dim=-1)
+    return norms.sum(-1)
 
 
 def lower_bound(tail: Tensor) -> tuple[Tensor, Tensor]:
