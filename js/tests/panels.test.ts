@@ -227,3 +227,18 @@ test("a cell of the grid reads out where it is pointed at and selects its head w
   at("pointermove", 70, 10);
   expect(find(".ess-readout").textContent).toContain("utilisation 0.75 of the ceiling");
 });
+
+test("a choice stays when another widget of the page is chosen from", async () => {
+  const options = ["a", "b"].map((value) => ({ value, label: value, title: value }));
+  const nodes: HTMLElement[] = [];
+  for (let widget = 0; widget < 2; widget++) {
+    vi.resetModules(); // as Jupyter does: a module of its own for each widget
+    const { segmented } = await import("../src/views/segmented");
+    const choice = segmented("choice", options);
+    root.append(choice.node);
+    choice.set("a");
+    nodes.push(choice.node);
+  }
+  expect(nodes.map((node) => node.querySelector<HTMLInputElement>(":checked")?.value)).toEqual(["a", "a"]);
+  root.replaceChildren();
+});

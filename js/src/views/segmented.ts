@@ -15,10 +15,13 @@ export interface Segmented<T extends string> {
   dispose: () => void;
 }
 
+// Jupyter loads this module once for each widget, so that a count alone would come again in the next widget of the page,
+// and radio buttons of one name switch each other off.
+const module = Math.random().toString(36).slice(2);
 let groups = 0;
 
 export function segmented<T extends string>(label: string, options: readonly Option<T>[]): Segmented<T> {
-  const name = `ess-choice-${groups++}`;
+  const name = `ess-choice-${module}-${groups++}`;
   const inputs = new Map<T, HTMLInputElement>();
   let callback: (value: T) => void = () => undefined;
   const node = el("div", "ess-segmented", { role: "radiogroup", "aria-label": label });
