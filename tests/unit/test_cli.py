@@ -113,7 +113,7 @@ def test_demo_serves_the_tour_with_the_lessons_and_ends_on_interrupt(tmp_path: P
         connection = next((tmp_path / "runtime").glob(f"kernel-{kernel['id']}*.json"))
         client = BlockingKernelClient(connection_file=str(connection))
         client.load_connection_file()
-        client.start_channels()
+        client.start_channels(hb=False)  # a kernel that is slow to start is not dead
         client.wait_for_ready(timeout=60)
         client.stop_channels()
         process.send_signal(signal.SIGINT)
