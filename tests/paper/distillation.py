@@ -8,8 +8,9 @@ same state leaves, a recurrence of its own for each sample, which no student of 
 the diagonal's part of the teacher's squared norm, which a student has to match too although it is no memory.
 
 What it shows: truncation follows the teacher's ESS; distillation does so among teachers with the same gates and runs the other way among
-teachers with the same features and different gates, so over all twelve the correlation is weak. A first set of seven teachers with different
-gates alone already showed that; ``fade`` was added after it.
+teachers with the same features and different gates, so over all twelve the correlation is weak. A first try with seven teachers of different
+gates alone (30 and 30 steps, 48 positions) gave +0.75, +0.75, -0.54 for operators and -0.82, -1.00, -0.96 for outputs at states 2, 4 and 8; ``fade`` was
+added after it.
 """
 
 from __future__ import annotations
