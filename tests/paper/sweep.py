@@ -29,7 +29,7 @@ RESULTS = Path(__file__).with_name("results") / "sweep.csv"
 FAMILIES = ("SA", "LA", "WLA", "GLA")
 STATES = (4, 8, 16, 32)
 PAIRS = (3, 4, 6, 8)
-LENGTH, VOCAB, STEPS, EVERY = 32, 64, 1400, 350
+LENGTH, VOCAB, STEPS, EVERY = 32, 64, 1050, 350
 MEASURES: dict[str, dict[str, Any]] = {
     "entropy": {"kind": "entropy"},
     "tolerance_1e-1": {"kind": "tolerance", "tol": 1e-1},
@@ -55,7 +55,7 @@ def run(family: str, state: int, kv: int, seed: int) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     task = MQAR(kv, LENGTH, VOCAB, seed=seed)
-    model = Miniature((family, family), vocab=VOCAB, width=64, heads=4, state=state)
+    model = Miniature((family, family), vocab=VOCAB, width=64, heads=1, state=state)
     rows: list[dict[str, Any]] = []
     begin = time.process_time()
 

@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Rotary positions for ``(batch, L, heads, features)``, features in two halves."""
+def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
+    """Rotary positions for ``(batch, L, heads, features)``, features in two halves; periods from ``2π`` to ``2π base``."""
     length, half = x.shape[1], x.shape[-1] // 2
-    rates = 10_000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = torch.arange(length, device=x.device, dtype=torch.float32)[:, None, None] * rates
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half:]
@@ -67,19 +67,27 @@ class _Heads(nn.Module):
         raise TypeError(f"{type(self).__name__} is no mixer: it does not say how it mixes")
 
 
-class SoftmaxAttention(_Heads):
+class _Rotated(_Heads):
+    """Positions by rotation, the slowest with a period of ``2π base``."""
+
+    def __init__(self, width: int, heads: int, state: int, base: float = 10_000.0) -> None:
+        super().__init__(width, heads, state)
+        self.base = base
+
+
+class SoftmaxAttention(_Rotated):
     """SA: causal softmax attention with rotary positions."""
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (t.transpose(1, 2) for t in (rotate(q), rotate(k), v))
+        q, k, v = (t.transpose(1, 2) for t in (rotate(q, self.base), rotate(k, self.base), v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
-class LinearAttention(_Heads):
+class LinearAttention(_Rotated):
     """LA: the scores as they are, with rotary positions; the state forgets nothing, ``A = I``."""
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return chunk_linear_attn(rotate(q), rotate(k), v, scale=self.scale)
+        return chunk_linear_attn(rotate(q, self.base), rotate(k, self.base), v, scale=self.scale)
 
 
 class GLA(_Heads):
