@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import nbformat
@@ -53,6 +54,14 @@ def test_a_lesson_is_clean(path: Path) -> None:
     for cell in code(notebook):
         assert cell.outputs == [] and cell.execution_count is None
         compile(cell.source, path.stem, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("path", [*LESSONS, NOTEBOOKS / "tour.ipynb"], ids=lambda path: path.stem)
+def test_links_lead_to_notebooks_that_are_there(path: Path) -> None:
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    links = re.findall(r"\]\(([^)#]+\.ipynb)", text)
+    assert links
+    assert [link for link in links if not (NOTEBOOKS / link).is_file()] == []
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
