@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
+from matplotlib import figure as matplotlib_figure
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ess_widgets.metrics import ceiling, ess, spectrum
 from ess_widgets.operators import Dense, Operator
 
-__all__ = ["memory"]
+__all__ = ["Figure", "memory"]
 
 _SERIES, _ACCENT, _SHADE = "#1f5fa8", "#c8441b", "#e9ebef"
+
+
+class Figure(matplotlib_figure.Figure):
+    """A figure that notebooks show as a picture, also where ``%matplotlib inline`` and pyplot have not been used."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png", bbox_inches="tight")
+        return buffer.getvalue()
 
 
 def memory(

@@ -55,7 +55,7 @@ class Distillation:
 
     def figure(self) -> Figure:
         """Losses of both phases, one after the other."""
-        from matplotlib.figure import Figure
+        from ess_widgets.figures import Figure
 
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axes = figure.add_subplot()

@@ -27,7 +27,8 @@ def training(monitor: Monitor, of: str, log: bool) -> Figure:
     if of not in _NAMES:
         raise ValueError(f"of must be 'ess', 'ceiling' or 'state_size', but is {of!r}.")
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
+
+    from ess_widgets.figures import Figure
 
     history = monitor.history
     metrics = sorted(history.metrics, key=lambda name: not _is_loss(name))

@@ -37,3 +37,10 @@ def test_wrong_shapes_are_explained():
         figures.memory(torch.rand(2, 4, 4).tril())
     with pytest.raises(ValueError, match="3 labels for 4"):
         figures.memory(torch.rand(4, 4).tril(), labels=["a", "b", "c"])
+
+
+def test_notebooks_show_it_without_pyplot():
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, _ = DisplayFormatter().format(figures.memory(torch.ones(3, 3).tril()))
+    assert shown["image/png"].startswith(b"\x89PNG")

@@ -102,7 +102,9 @@ class InitProfile:
         -------
         matplotlib.figure.Figure
         """
-        from matplotlib.figure import Figure
+        from matplotlib import figure as matplotlib_figure
+
+        from ess_widgets.figures import Figure
 
         if axes is None:
             axes = Figure(figsize=(4.8, 3.6), layout="constrained").add_subplot()
@@ -117,7 +119,7 @@ class InitProfile:
         axes.plot(self.states, self.ess, marker="o", markersize=4, label=f"{label}: n^{self.slope:.2f}")
         axes.legend(fontsize=8, frameon=False)
         figure = axes.get_figure()
-        assert isinstance(figure, Figure)
+        assert isinstance(figure, matplotlib_figure.Figure)
         return figure
 
     def __repr__(self) -> str:

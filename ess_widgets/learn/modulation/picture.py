@@ -23,7 +23,7 @@ def draw(
     head: int | None,
     figsize: tuple[float, float],
 ) -> Figure:
-    from matplotlib.figure import Figure
+    from ess_widgets.figures import Figure
 
     name = _layer(found, layer)
     reading = _reading(found, text, name)

@@ -43,7 +43,7 @@ class RankCurve:
 
     def figure(self) -> Figure:
         """Error against rank; over leading dimensions, medians and the range."""
-        from matplotlib.figure import Figure
+        from ess_widgets.figures import Figure
 
         figure = Figure(figsize=(4.2, 3.4), layout="constrained")
         _draw_curve(figure.add_subplot(), self)
@@ -93,7 +93,7 @@ def rank_curve(op: Any, ranks: Sequence[int] | None = None) -> RankCurve:
 
 def draw(reduction: Reduction, index: Any, ranks: Sequence[int] | None) -> Figure:
     """The picture of one entry of a reduction."""
-    from matplotlib.figure import Figure
+    from ess_widgets.figures import Figure
 
     lead = reduction.operator.shape[:-2]
     if index is None:
