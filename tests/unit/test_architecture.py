@@ -143,8 +143,18 @@ def test_importing_the_package_imports_no_front_end() -> None:
 
 
 def test_importing_the_rooms_for_training_stays_light() -> None:
-    loaded = set(run("import sys, ess_widgets.learn, ess_widgets.tasks, ess_widgets.demo\nprint(*sys.modules)").split())
-    assert not loaded & {"pandas", "scipy", "matplotlib", "IPython", "transformers", "lightning", "tensorboard"}
+    loaded = set(
+        run("import sys, ess_widgets.learn, ess_widgets.tasks, ess_widgets.demo\nprint(*sys.modules)").split()
+    )
+    assert not loaded & {
+        "pandas",
+        "scipy",
+        "matplotlib",
+        "IPython",
+        "transformers",
+        "lightning",
+        "tensorboard",
+    }
 
 
 def test_the_public_names() -> None:

@@ -99,7 +99,7 @@ class GLA(_Heads):
         self.gate = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, heads * state))
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        g = F.logsigmoid(self.gate(x)).unflatten(-1, (self.heads, -1)) / self.beta
+        g = F.logsigmoid(self.gate(x)).view(k.shape) / self.beta
         return chunk_gla(q, k, v, g, scale=self.scale)
 
 
@@ -150,14 +150,15 @@ class S6(nn.Module):
         super().__init__()
         self.alpha, self.state = alpha, state
         self.u = nn.Linear(width, width, bias=False)
-        self.delta = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+        up = nn.Linear(rank, width)
+        self.delta = nn.Sequential(nn.Linear(width, rank, bias=False), up)
         self.bc = nn.Linear(width, 2 * state, bias=False)
         self.gate = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         # Steps from 0.001 to 0.1 at the start, as Mamba has them.
         steps = torch.logspace(-3, -1, width)
         with torch.no_grad():
-            self.delta[1].bias.copy_(steps + torch.log(-torch.expm1(-steps)))
+            up.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
 
     def forward(self, x: Tensor) -> Tensor:
         B, C = self.bc(x).chunk(2, dim=-1)

@@ -32,7 +32,7 @@ def chunk_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float) -> Tenso
     missing = -length % size
     # (batch, heads, chunks, positions, features)
     q, k, v, g = (
-        F.pad(x, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, size)).permute(0, 3, 1, 2, 4)
+        F.pad(x, (0, 0, 0, 0, 0, missing)).view(len(x), -1, size, *x.shape[2:]).permute(0, 3, 1, 2, 4)
         for x in (q * scale, k, v, g)
     )
     past = g.cumsum(-2)  # decay since the chunk began
