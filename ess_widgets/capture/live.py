@@ -88,6 +88,9 @@ class Live:
         self._depth += 1
         if self._depth == 1:
             self._watched = Watched(module, args, kwargs, self.selector)
+            # Last of all hooks: where the forward raises, torch is still going through them while these are removed.
+            self._handles.pop().remove()
+            self._handles.append(module.register_forward_hook(self._end, always_call=True))
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         if threading.get_ident() != self._thread:

@@ -294,4 +294,7 @@ def _count_or_list(positions: Any) -> int | list[int]:
         count = _count(positions, "positions")
         assert count is not None
         return count
-    return [int(i) for i in positions]
+    chosen = [int(i) for i in positions]
+    if not chosen:
+        raise ValueError("positions is empty: name at least one, or say how many.")
+    return chosen

@@ -316,6 +316,19 @@ def test_an_interrupt_inside_the_forward_leaves_nothing_behind(ids):
     assert memory.penalty > 0
 
 
+def test_an_error_inside_the_forward_reaches_the_user_as_it_is():
+    torch.manual_seed(0)
+    module = Miniature(("GLA", "SA"), vocab=8, width=8, heads=2, state=4)
+    memory = Regulariser(module)
+    with memory:
+        with pytest.raises(IndexError):  # of the embedding; torch goes through the hooks once more then
+            module(torch.tensor([[99]]))
+        assert torch._C._len_torch_function_stack() == 0
+        module(torch.arange(6)[None])
+    assert memory.penalty > 0
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -506,6 +519,7 @@ def test_compiled_models_are_run_once_more():
         ({"weight": math.nan}, "weight must be a finite number"),
         ({"weight": True}, "weight must be a finite number"),
         ({"positions": 0}, "positions must be a positive integer"),
+        ({"positions": []}, "positions is empty"),
         ({"sequences": 1.5}, "sequences must be a positive integer"),
     ],
 )
