@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -144,8 +145,12 @@ def distil(
             raise ValueError(f"{name} must be an integer of at least 0, but is {count!r}.")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch must be an integer of at least 1, but is {batch!r}.")
-    if not rate > 0:
-        raise ValueError(f"rate must be above 0, but is {rate!r}.")
+    if not 0 < rate < math.inf:
+        raise ValueError(f"rate must be a finite number above 0, but is {rate!r}.")
+    if teacher is student:
+        raise ValueError(
+            "teacher and student are the same module: the teacher would change as the student learns."
+        )
     held_out = inputs if validation is None else validation
     for name, x in (("inputs", inputs), ("validation", held_out)):
         if not isinstance(x, Tensor) or x.ndim < 2 or len(x) == 0:
@@ -209,7 +214,8 @@ class _Pair:
 
     def check(self, x: Tensor, T: Tensor) -> None:
         """Whether the two can be compared at all."""
-        T_s = self.operator(self.student, x[:1])
+        with torch.enable_grad():
+            T_s = self.operator(self.student, x[:1])
         if T_s.shape[1:] != T.shape[1:]:
             raise ValueError(
                 f"the teacher's operators are {tuple(T.shape[1:])} for each sample, the student's {tuple(T_s.shape[1:])}: "

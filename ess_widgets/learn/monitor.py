@@ -147,9 +147,10 @@ class Monitor:
             raise ValueError(f"kind must be 'entropy' or 'tolerance', but is {kind!r}.")
         if not 0 < tol < math.inf:
             raise ValueError(f"tol must be a finite number above 0, but is {tol!r}.")
-        if groups < 1 or snapshots < 0:
+        if not isinstance(groups, int) or groups < 1 or not 0 <= snapshots < math.inf:
             raise ValueError(
-                f"groups must be at least 1 and snapshots at least 0, but are {groups} and {snapshots}."
+                f"groups must be an integer of at least 1 and snapshots a number of at least 0, but are {groups!r} and "
+                f"{snapshots!r}."
             )
         began = clock()
         self.model = model

@@ -63,6 +63,7 @@ class Task(Dataset[tuple[Tensor, Tensor]], ABC):
         return self.size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        index = whole(index, "index", -(2**63))
         if not -self.size <= index < self.size:
             raise IndexError(f"index {index} is outside of a task of {self.size} samples")
         inputs, targets = self.draw(1, self._rng(_ITEMS, index % self.size))
@@ -104,7 +105,9 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
 
 
 def loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over the asked positions, in nats; shapes as in :func:`accuracy`."""
+    """Mean cross-entropy over the asked positions, in nats; shapes as in :func:`accuracy`. NaN where nothing is asked."""
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}")
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE)
 
 

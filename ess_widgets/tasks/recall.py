@@ -74,8 +74,10 @@ class MQAR(Task):
                 f"a vocabulary of {self.vocab} has {(self.vocab - 1) // 2} keys, fewer than the {self.kv} pairs; "
                 f"take at least {2 * self.kv + 1}"
             )
-        if not self.power > 0:
-            raise ValueError(f"power must be positive, but it is {power}")
+        if not self.power > 0 or not bool(torch.isfinite(self._chances()).all()):
+            raise ValueError(
+                f"power must be positive, and not so large that chances overflow, but it is {power}"
+            )
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -90,8 +92,11 @@ class MQAR(Task):
         values = torch.randint(half, self.vocab, (count, kv), generator=rng)
         inputs = torch.zeros(count, self.length, dtype=torch.int64)
         inputs[:, 0 : 2 * kv : 2], inputs[:, 1 : 2 * kv : 2] = keys, values
-        slots = torch.arange(1, (self.length - 2 * kv) // 2 + 1, dtype=torch.float64)
-        chances = (self.power * slots ** (self.power - 1)).expand(count, -1)
-        places = 2 * kv + 2 * torch.multinomial(chances, kv, generator=rng)
+        places = 2 * kv + 2 * torch.multinomial(self._chances().expand(count, -1), kv, generator=rng)
         targets = torch.full_like(inputs, IGNORE)
         return inputs.scatter_(1, places, keys), targets.scatter_(1, places, values)
+
+    def _chances(self) -> Tensor:
+        """How likely each place is for a query, up to a factor, ``((length - 2 kv) / 2,)``."""
+        slots = torch.arange(1, (self.length - 2 * self.kv) // 2 + 1, dtype=torch.float64)
+        return self.power * slots ** (self.power - 1)

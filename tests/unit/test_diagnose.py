@@ -365,3 +365,8 @@ def test_the_model_is_left_as_it_was(softmax: Model) -> None:
     assert softmax.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in softmax.state_dict().items())
     assert all(p.grad is None and not p._backward_hooks for p in softmax.parameters())
+
+
+def test_thresholds_of_another_type_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"thresholds must be ess_widgets\.learn\.Thresholds"):
+        diagnose(Model(Attention), ids(), thresholds={"sink": 0.5})  # type: ignore[arg-type]

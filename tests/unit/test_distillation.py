@@ -149,6 +149,7 @@ def test_what_does_not_fit() -> None:
         ({"operator_steps": -1}, "operator_steps"),
         ({"output_steps": 1.5}, "output_steps"),
         ({"rate": 0.0}, "rate"),
+        ({"rate": float("inf")}, "rate"),
         ({"batch": 0}, "batch"),
         ({"validation": torch.ones(0, 6, 12)}, "validation"),
     ):
@@ -163,3 +164,17 @@ class Widened(Decay):
 
 def _inner(module: nn.Module) -> nn.Module:
     return module[0] if isinstance(module, nn.Sequential) else module
+
+
+def test_a_teacher_cannot_be_its_own_student():
+    layer = GLA(8, 2, 4)
+    with pytest.raises(ValueError, match="the same module"):
+        distil(layer, layer, torch.randn(2, 6, 8), operator_steps=1, output_steps=0)
+
+
+def test_distillation_where_gradients_are_off():
+    torch.manual_seed(0)
+    teacher, student = GLA(8, 2, 4), GLA(8, 2, 2)
+    with torch.no_grad():
+        found = distil(teacher, student, torch.randn(2, 6, 8), operator_steps=4, output_steps=0, rate=1e-2)
+    assert found.operator_error < found.operator_error_before

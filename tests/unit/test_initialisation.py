@@ -130,6 +130,7 @@ def test_frame_and_figure():
 
 def test_slope_of_too_little():
     assert math.isnan(init_profile("LA", (4,), length=16).slope)
+    assert math.isnan(init_profile("LA", (4, 4), length=16).slope)
 
 
 @pytest.mark.parametrize(

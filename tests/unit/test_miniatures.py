@@ -84,6 +84,12 @@ def test_bad_sizes_are_said() -> None:
         Miniature(("GLA",), vocab=8, width=30)
     with pytest.raises(ValueError, match="even"):
         Miniature(("LA",), vocab=8, state=7)
+    with pytest.raises(ValueError, match="heads must be at least 1"):
+        Miniature(("GLA",), vocab=8, heads=0)
+    with pytest.raises(ValueError, match="vocab must be at least 1"):
+        Miniature(("GLA",), vocab=0)
+    with pytest.raises(TypeError, match="state must be an integer"):
+        Miniature(("GLA",), vocab=8, state=2.5)
     with pytest.raises(ValueError, match="no miniature is called"):
         weights.record("bytes-RNN")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -124,6 +125,8 @@ def test_a_data_loader_takes_them(task: Task) -> None:
         (lambda: MQAR(8, 32, 16), ValueError, "has 7 keys"),
         (lambda: MQAR(0, 32, 16), ValueError, "kv must be at least 1"),
         (lambda: MQAR(4, 32, 16, power=0), ValueError, "power"),
+        (lambda: MQAR(4, 32, 16, power=math.inf), ValueError, "power"),
+        (lambda: MQAR(4, 32, 16, power=1e4), ValueError, "power"),
         (lambda: MQAR(2.5, 32, 16), TypeError, "kv must be an integer"),
         (lambda: MQAR(True, 32, 16), TypeError, "kv must be an integer"),
         (lambda: SelectiveCopying(8, 17, 8), ValueError, "more than 17 positions"),
@@ -131,6 +134,7 @@ def test_a_data_loader_takes_them(task: Task) -> None:
         (lambda: Compression(1, 8), ValueError, "at least 2"),
         (lambda: Compression(8, 2), ValueError, "at least 3"),
         (lambda: MQAR(size=4)[4], IndexError, "4 samples"),
+        (lambda: MQAR()[1.5], TypeError, "index must be an integer"),
         (lambda: MQAR().batch(0), ValueError, "count"),
     ],
 )
@@ -147,5 +151,7 @@ def test_judging() -> None:
     torch.testing.assert_close(loss(logits, targets), -(asked[0, 1] + asked[1, 1]) / 2)
     with pytest.raises(ValueError, match="do not fit"):
         accuracy(logits, targets[:, :2])
+    with pytest.raises(ValueError, match="do not fit"):
+        loss(logits, targets.T)
     with pytest.raises(ValueError, match="no position"):
         accuracy(logits, torch.full((1, 3), IGNORE))

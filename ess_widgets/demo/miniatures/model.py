@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm
 
 from ess_widgets.demo.miniatures.mixers import MIXERS
+from ess_widgets.tasks.base import whole
 
 __all__ = ["Block", "Miniature"]
 
@@ -78,6 +79,8 @@ class Miniature(nn.Module):
             raise ValueError(
                 f"mixers must be of {', '.join(MIXERS)}, but they are {', '.join(names) or 'none'}"
             )
+        vocab, width = whole(vocab, "vocab", 1), whole(width, "width", 1)
+        heads, state = whole(heads, "heads", 1), whole(state, "state", 1)
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of heads {heads}")
         if state % 2 and {"SA", "LA"} & set(names):

@@ -269,6 +269,10 @@ def diagnose(
     if groups < 1:
         raise ValueError(f"groups must be at least 1, but is {groups}.")
     limits = Thresholds() if thresholds is None else thresholds
+    if not isinstance(limits, Thresholds):
+        raise TypeError(
+            f"thresholds must be ess_widgets.learn.Thresholds(...), but is of type {type(limits).__name__}."
+        )
     asked = Question(kind, tol, relative, limits)
     calls = samples(model, inputs, tokenizer)
     looked = _Looked(model, asked, layers, groups)

@@ -51,7 +51,7 @@ class InitProfile:
         """The growth exponent: ``d log ESS / d log n`` by least squares. 1 where ESS grows with the state, 0 where
         more of it changes nothing; NaN for a single state-size, or where ESS is 0."""
         ess = self.ess
-        if len(ess) < 2 or not (ess > 0).all():
+        if len(set(self.states)) < 2 or not (ess > 0).all():
             return float("nan")
         x, y = np.log(np.array(self.states, dtype=np.float64)), np.log(ess)
         x, y = x - x.mean(), y - y.mean()
