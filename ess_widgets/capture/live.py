@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Live"]
 
+# Threads and models whose pass is being watched: torch ends hooks in the order in which they began, modes in the other.
+_watched_now: set[tuple[int, int]] = set()
+
 
 class Live:
     """Watches the forward passes that the user makes of a model inside a ``with`` block.
@@ -74,6 +77,7 @@ class Live:
         while self._handles:
             self._handles.pop().remove()
         if self._watched is not None:  # an interrupt, which hooks are not told of
+            _watched_now.discard((self._thread, id(self.model)))
             self._watched.abandon()
             self._watched = None
         outcomes, self._outcomes = self._outcomes, []
@@ -87,6 +91,12 @@ class Live:
             return
         self._depth += 1
         if self._depth == 1:
+            if (self._thread, id(module)) in _watched_now:
+                raise CaptureError(
+                    "this pass through the model is being watched already. Watch it once; a second regulariser can run the "
+                    "model by itself: loss + first.penalty + second(inputs)."
+                )
+            _watched_now.add((self._thread, id(module)))
             self._watched = Watched(module, args, kwargs, self.selector)
             # Last of all hooks: where the forward raises, torch is still going through them while these are removed.
             self._handles.pop().remove()
@@ -99,6 +109,7 @@ class Live:
         if self._depth or self._watched is None:
             return
         watched, self._watched = self._watched, None
+        _watched_now.discard((self._thread, id(module)))
         if result is None:  # it raised
             watched.abandon()
         else:

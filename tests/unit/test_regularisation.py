@@ -329,6 +329,20 @@ def test_an_error_inside_the_forward_reaches_the_user_as_it_is():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
+def test_two_watchers_of_one_pass_are_told_what_to_do(ids):
+    module = model()
+    gates, ess = Regulariser(module, "layers.0", weight=0.1), Regulariser(module, "layers.1", term="ess")
+    with pytest.raises(CaptureError, match="watched already"), gates, ess:
+        module(ids)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    with gates:
+        logits = module(ids)
+    (logits.sum() + gates.penalty + ess(ids)).backward()
+    with ess:
+        module(ids)
+    assert torch.isfinite(ess.penalty)
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
