@@ -29,6 +29,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "all(table.loc[['GLA', 'WLA', 'LA'], n].is_monotonic_increasing for n in table.columns[[2, 5, 6]])",
         "table['… of ceiling']['LA'] > 0.99 and (counted['LA'] / ew.ceiling(captures['LA']['layers.0.mixer'].operator)).nanmean() > 0.99",
         "table['… of TSS']['GLA'] < 0.3",
+        "(largest := [torch.cat([ew.spectrum(layer.operator, positions=[128])[..., 0].flatten() for layer in captures[f].values()]).mean() for f in ('LA', 'WLA', 'GLA')]) == sorted(largest, reverse=True)",
         "all(change['SA'][k] > change['GLA'][k] > change['WLA'][k] > change['LA'][k] for k in (0, 1))",
         "change['LA'][1] < 0.05",
         "all((2 * c[..., ends] / (c[..., ends - 5] + c[..., ends + 5])).nanmean() > 0.93 for c in counted.values())",
