@@ -106,9 +106,12 @@ def _depths(axes: Any, found: Modulation, chosen: str) -> None:
     )  # fmt: skip
     k = list(layers.index).index(chosen)
     axes.plot(k, layers["depth"].iloc[k], "o", color=_ACCENT, markersize=6)
-    axes.set(xlabel="layer", ylabel=f"depth of the dips in ESS ({found.measure})")
+    axes.set(
+        xlabel="layers that were measured, in order", ylabel=f"depth of the dips in ESS ({found.measure})"
+    )
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize=7, frameon=False)
+    # Above the axes: points may be anywhere inside.
+    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
 def _plain(text: str) -> str:
