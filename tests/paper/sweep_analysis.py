@@ -43,7 +43,9 @@ def correlation(runs: pd.DataFrame, measure: str, normalised: bool, seed: int = 
         ("rho_tss", pairs[:, 1]),
         ("difference", pairs[:, 0] - pairs[:, 1]),
     ):
-        known = values[~np.isnan(values)]  # a draw may have models of one accuracy only; TSS may not vary at all
+        known = values[
+            ~np.isnan(values)
+        ]  # a draw may have models of one accuracy only; TSS may not vary at all
         low_high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
         found[f"{name}_low"], found[f"{name}_high"] = low_high
     return found
