@@ -15,7 +15,14 @@ interface SelectionModel {
 
 const arrays = new Set(["matrix", "values", "ess", "state_size", "ceiling", "fresh", "closed_form"]);
 for (const key of ["steps", "metric_steps", "metric_mean", "metric_low", "metric_high"]) arrays.add(key);
-const dataKeys = ["training_data", "operator_data", "spectrum_data", "profile_data", "grid_data", "toy_data"] as const;
+const dataKeys = [
+  "training_data",
+  "operator_data",
+  "spectrum_data",
+  "profile_data",
+  "grid_data",
+  "toy_data",
+] as const;
 const plainKeys = ["text", "title", "tokens", "layers", "menu", "status"] as const;
 const settingKeys = ["step", "shown", "kind", "tol", "relative", "scale", "against"] as const;
 const selectionKeys = ["layer", "head", "position", "span", "pinned", "mode"] as const;
