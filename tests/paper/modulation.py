@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 import ess_widgets as ew
@@ -67,8 +66,8 @@ def measured(model: Any, tokenizer: Any, kind: Any, tol: float) -> tuple[dict[st
         ((end.layers["paired_p_max"] < 0.05) & (end.layers["paired"] > 0)).sum()
     )
     row["layers"] = len(end.layers)
-    cut = end.table["position"] - end.table["start"]
-    row["lowest after the delimiter"] = float(np.average(cut == 1, weights=end.table["lost"].clip(lower=0)))
+    after, lost = end.table["position"] > end.table["start"], end.table["lost"].clip(lower=0)
+    row["lowest after the delimiter"] = (lost * after).sum() / lost.sum() if lost.sum() > 0 else float("nan")
     sums = table.groupby(["text", "layer"], sort=False)[["comma_lost", "comma_expected"]].sum()
     comma = (sums["comma_lost"] / sums["comma_expected"]).groupby("layer").mean()
     return row, end.layers.assign(comma=comma).reset_index()
