@@ -27,6 +27,7 @@ def training(monitor: Monitor, of: str, log: bool) -> Figure:
     if of not in _NAMES:
         raise ValueError(f"of must be 'ess', 'ceiling' or 'state_size', but is {of!r}.")
     from matplotlib import colormaps
+    from matplotlib.ticker import NullFormatter
 
     from ess_widgets.figures import Figure
 
@@ -60,6 +61,7 @@ def training(monitor: Monitor, of: str, log: bool) -> Figure:
         axis.set_ylabel(name)
         if log and _is_loss(name) and known.any() and (values_[known] > 0).all():
             axis.set_yscale("log")
+            axis.yaxis.set_minor_formatter(NullFormatter())  # such a low panel has no room for them
     axes[-1].set_xlabel("step")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

@@ -35,6 +35,11 @@ export class Axis {
   }
 }
 
+/** Where the middle of a label of this size goes: at `middle`, or as near as it can be between `from` and `to`. */
+export function labelMiddle(middle: number, size: number, from: number, to: number): number {
+  return Math.max(from + size / 2, Math.min(to - size / 2, middle));
+}
+
 /** The position that a pointer means: the nearest boundary that has a token to its right. */
 export function nearestPosition(axis: Axis, pixel: number, length: number): number {
   return Math.max(0, Math.min(length - 1, Math.round(axis.invert(pixel))));

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { Axis, nearestPosition, pan, thinLabels, windows, zoomAt } from "../src/axis";
+import { Axis, labelMiddle, nearestPosition, pan, thinLabels, windows, zoomAt } from "../src/axis";
 
 const axis = new Axis(100, 500, 0, 40);
 
@@ -22,6 +22,12 @@ describe("axis", () => {
 });
 
 describe("labels along an axis", () => {
+  it("stay inside at the ends, and are not moved elsewhere", () => {
+    expect(labelMiddle(50, 20, 0, 100)).toBe(50);
+    expect(labelMiddle(98, 20, 0, 100)).toBe(90);
+    expect(labelMiddle(3, 20, 0, 100)).toBe(10);
+  });
+
   it("are all there where they fit, and never closer than the gap where not", () => {
     expect(thinLabels(axis, 40, 10, [])).toHaveLength(40);
     for (const gap of [11, 12.5, 33, 70]) {

@@ -398,6 +398,7 @@ def test_figure() -> None:
     frame = monitor.frame()
     np.testing.assert_allclose(top.lines[0].get_ydata(), frame.loc[frame["layer"] == "blocks.0", "ess"])
     assert loss.get_yscale() == "log" and accuracy.get_yscale() == "linear"
+    assert not any(label.get_text() for label in loss.get_yticklabels(minor=True))
     assert monitor.figure(log=False, of="ceiling").axes[1].get_yscale() == "linear"
     with pytest.raises(ValueError, match="of must be"):
         monitor.figure(of="rank")

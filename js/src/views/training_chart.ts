@@ -1,6 +1,7 @@
 /** Lines against the step of a training, panel above panel on one axis: hovering reads, clicking and dragging choose. */
 import { ticks } from "d3-array";
 import { scaleLinear, scaleLog, type ScaleContinuousNumeric } from "d3-scale";
+import { labelMiddle } from "../axis";
 import { Layers, onResize } from "../canvas";
 import { listen } from "../dom";
 import { formatNumber, formatPower, formatTolerance } from "../format";
@@ -229,7 +230,8 @@ export function trainingChart(
       line(context, at, base, at, base + 4);
       if (!last) continue;
       context.fillStyle = theme.muted;
-      context.fillText(formatStep(step, true), at, bottom + 13);
+      const text = formatStep(step, true);
+      context.fillText(text, labelMiddle(at, textWidth(context, text), 0, width - 1), bottom + 13);
     }
     if (last) {
       context.textAlign = "left";
