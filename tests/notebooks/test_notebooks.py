@@ -93,7 +93,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "stop.depth > stop.replaced > comma.replaced > stop.placebo",
         "max(stop.paired_p, comma.paired_p, stop.excess_p) < 0.05",
         "deeper.all() and (found['full stop'].layers.paired > 0).all()",
-        "dip.ess < dip.replaced_ess",
+        "dip.ess < dip.replaced_ess and past[0] + past[-1] > 0.9 * past.sum()",
         "all(table.loc[kind].depth.is_monotonic_decreasing for kind in kinds)",
         "table.loc['entropy'].loss.is_monotonic_increasing",
         "all(table.excess_p[kind, 'SA'] < 0.05 < table.excess_p[kind].drop('SA').min() for kind in kinds)",

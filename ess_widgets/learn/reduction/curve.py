@@ -124,9 +124,13 @@ def draw(reduction: Reduction, index: Any, ranks: Sequence[int] | None) -> Figur
     handles, labels = right.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     if unique:
-        right.legend(unique.values(), unique.keys(), frameon=False, fontsize=8)
-    right.set(yscale="log", xlabel="position i", title="singular values of $H_i$")
-    right.title.set_fontsize(10)
+        # Above the axes, which the lines fill.
+        right.legend(
+            unique.values(), unique.keys(), frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1),
+            borderaxespad=0, ncols=2,
+        )  # fmt: skip
+    right.set(yscale="log", xlabel="position i")
+    right.set_title("singular values of $H_i$", fontsize=10, loc="left")
     right.spines[["top", "right"]].set_visible(False)
     return figure
 
