@@ -271,7 +271,8 @@ class HistoryFile:
                     "Give Monitor another path."
                 ) from None
         if whole < len(raw):
-            if not lines and not raw.startswith(b'{"format"'):
+            begins = b'{"format"'
+            if not lines and raw[: len(begins)] != begins[: len(raw)]:
                 raise ValueError(f"{self.path} is no training history: give Monitor another path.")
             os.truncate(self.path, whole)
         return lines

@@ -41,9 +41,9 @@ class Compression(Task):
     --------
     >>> inputs, targets = Compression(length=6, vocab=8)[0]
     >>> inputs.tolist()
-    [6, 6, 4, 4, 6, 0]
+    [2, 5, 5, 1, 6, 0]
     >>> targets.tolist()
-    [6, 6, 4, 4, 6, -100]
+    [2, 5, 5, 1, 6, -100]
     """
 
     def __init__(self, length: int = 32, vocab: int = 16, *, seed: int = 0, size: int = 10_000) -> None:

@@ -43,9 +43,9 @@ class SelectiveCopying(Task):
     --------
     >>> inputs, targets = SelectiveCopying(copy=2, length=8, vocab=6)[0]
     >>> inputs.tolist()
-    [0, 3, 0, 2, 0, 0, 1, 0]
+    [0, 0, 0, 2, 0, 4, 1, 0]
     >>> targets.tolist()
-    [-100, -100, -100, -100, -100, -100, 3, 2]
+    [-100, -100, -100, -100, -100, -100, 2, 4]
     """
 
     NOISE, SIGNAL = 0, 1

@@ -124,9 +124,13 @@ def test_what_models_say_is_escaped() -> None:
 
     torch.manual_seed(0)
     found = diagnose(Named(), torch.randn(1, 24, 32))
-    for text in (found._repr_html_(), found.to_html(), found.view().rows.html):
-        assert "<script>alert" not in text and "&lt;script&gt;" in text
-        assert NASTY in Balanced(text).text
+    view = found.view()
+    try:
+        for text in (found._repr_html_(), found.to_html(), view.rows.html):
+            assert "<script>alert" not in text and "&lt;script&gt;" in text
+            assert NASTY in Balanced(text).text
+    finally:
+        view.close()
 
 
 def test_explore(broken: Diagnosis) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from training_models import Tiny, probe, train
 
@@ -123,6 +123,7 @@ def test_a_killed_process_leaves_a_readable_file(tmp_path: Path) -> None:
 
 
 @given(cut=st.integers(1, 4000))
+@example(cut=10_000)  # one byte is left of the first line
 @settings(max_examples=25, deadline=None)
 def test_a_torn_file_loses_its_last_line_at_most(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("torn") / "history.jsonl"
