@@ -324,7 +324,8 @@ class Monitor:
         -------
         pandas.DataFrame
             ``step``, ``layer`` (and ``head``), ``family``, ``ess``, ``of_state_size``, ``of_ceiling``, ``residual``,
-            ``seconds``, ``failed``, and the metrics of that step.
+            ``seconds``, ``failed``, and the metrics of that step; one of a name that is taken, as ``ess``, is
+            ``logged_ess``.
         """
         from .tables import measurements
 

@@ -17,11 +17,16 @@ def measurements(history: History, heads: bool) -> DataFrame:
     """A row for each measured step and layer, or for each of its heads; one for each failure."""
     import pandas
 
+    columns = ["step", "layer", *(["head"] if heads else []), "family", "ess", "of_state_size", "of_ceiling"]
+    columns += ["residual", "seconds", "failed"]
+    logged = {name: f"logged_{name}" if name in columns else name for name in history.metrics}
     at = {step: k for k, step in enumerate(history.steps)}
     rows: list[dict[str, Any]] = []
     for found in history.measurements:
         k = at.get(found.step)
-        known = {name: math.nan if k is None else column[k] for name, column in history.metrics.items()}
+        known = {
+            logged[name]: math.nan if k is None else column[k] for name, column in history.metrics.items()
+        }
         common = {"seconds": found.seconds, "failed": found.failed, **known}
         for name, layer in found.layers.items():
             own = {"step": found.step, "layer": name, "family": layer.family}
@@ -35,8 +40,7 @@ def measurements(history: History, heads: bool) -> DataFrame:
                 rows.append(own | means | {"residual": layer.residual} | common)
         if found.failed is not None:
             rows.append({"step": found.step, "layer": None, **common})
-    columns = ["step", "layer", *(["head"] if heads else []), "family", "ess", "of_state_size", "of_ceiling"]
-    return pandas.DataFrame(rows, columns=[*columns, "residual", "seconds", "failed", *history.metrics])
+    return pandas.DataFrame(rows, columns=[*columns, *logged.values()])
 
 
 def metrics(history: History) -> DataFrame:

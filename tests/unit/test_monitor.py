@@ -389,6 +389,17 @@ def test_tables() -> None:
     assert "4 steps" in repr(monitor)
 
 
+def test_a_metric_with_a_name_of_the_table_takes_no_measurement_away() -> None:
+    monitor = run(Tiny(), 1, every=1)
+    measured = monitor.frame()["ess"].tolist()
+    monitor.step(step=1, ess=-5.0, failed=2.0)
+    for heads in (False, True):
+        table = monitor.frame(heads)
+        assert table.columns.is_unique and (table["ess"] > 0).all() and table["failed"].isna().all()
+        assert table.loc[table["step"] == 1, ["logged_ess", "logged_failed"]].eq([-5.0, 2.0]).all(axis=None)
+    assert monitor.frame()["ess"].tolist() == measured
+
+
 def test_figure() -> None:
     monitor = run(Tiny(), 4, every=2)
     monitor.step(accuracy=0.5)
