@@ -70,7 +70,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     ),
     "06_regularise": (
         "demo.evaluate(collapsed, task) < 0.35 and demo.evaluate(model, task) > 0.85",
-        "max(monitor.history.metrics['identity'][100:]) < 0.1 * monitor.history.metrics['identity'][0]",
+        "max(monitor.history.metrics['term'][100:]) < 0.1 * monitor.history.metrics['term'][0]",
         "monitor.steps > 400 and monitor.metrics().query('step == 300').accuracy.item() < 0.35",
         "monitor.frame().query('layer == \"layers.1.mixer\" and step <= 100').ess.max() > 1.9",
         "monitor.frame().query('layer == \"layers.1.mixer\" and step == 300').ess.item() < 1.5",
