@@ -90,6 +90,16 @@ def test_bad_sizes_are_said() -> None:
         Miniature(("GLA",), vocab=0)
     with pytest.raises(TypeError, match="state must be an integer"):
         Miniature(("GLA",), vocab=8, state=2.5)
+    for name, option in (
+        ("GLA-S6", "alpha"),
+        ("S6", "alpha"),
+        ("GLA", "beta"),
+        ("WLA", "beta"),
+        ("LA", "base"),
+    ):
+        for value in (0.0, -1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"{option} must be positive"):
+                Miniature((name,), vocab=8, options={name: {option: value}})
     with pytest.raises(ValueError, match="no miniature is called"):
         weights.record("bytes-RNN")
 

@@ -6,6 +6,7 @@ per head, as flash-linear-attention does, which leaves the operator alone.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,6 +43,13 @@ def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
+def positive(value: float, name: str) -> float:
+    """``value``, if it is a positive number."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, but it is {value}")
+    return value
+
+
 class _Heads(nn.Module):
     """Queries and keys of ``state`` features, values of ``width / heads`` channels, and the way back."""
 
@@ -72,7 +80,7 @@ class _Rotated(_Heads):
 
     def __init__(self, width: int, heads: int, state: int, base: float = 10_000.0) -> None:
         super().__init__(width, heads, state)
-        self.base = base
+        self.base = positive(base, "base")
 
 
 class SoftmaxAttention(_Rotated):
@@ -95,7 +103,7 @@ class GLA(_Heads):
 
     def __init__(self, width: int, heads: int, state: int, beta: float = 16.0, rank: int = 16) -> None:
         super().__init__(width, heads, state)
-        self.beta = beta
+        self.beta = positive(beta, "beta")
         self.gate = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, heads * state))
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -108,7 +116,7 @@ class WLA(_Heads):
 
     def __init__(self, width: int, heads: int, state: int, beta: float = 16.0) -> None:
         super().__init__(width, heads, state)
-        self.beta = beta
+        self.beta = positive(beta, "beta")
         self.w = nn.Parameter(torch.zeros(heads, state))
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -121,7 +129,7 @@ class GLAS6(_Heads):
 
     def __init__(self, width: int, heads: int, state: int, alpha: float = 1024.0) -> None:
         super().__init__(width, heads, state)
-        self.alpha = alpha
+        self.alpha = positive(alpha, "alpha")
         self.delta = nn.Linear(width, heads)
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -148,7 +156,7 @@ class S6(nn.Module):
 
     def __init__(self, width: int, heads: int, state: int, alpha: float = 1.0, rank: int = 16) -> None:
         super().__init__()
-        self.alpha, self.state = alpha, state
+        self.alpha, self.state = positive(alpha, "alpha"), state
         self.u = nn.Linear(width, width, bias=False)
         up = nn.Linear(rank, width)
         self.delta = nn.Sequential(nn.Linear(width, rank, bias=False), up)
