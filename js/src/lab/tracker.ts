@@ -1,0 +1,112 @@
+/** Follows the notebook or console that is in front: where its kernel is, and what draws its widgets. */
+import type { ISessionContext } from "@jupyterlab/apputils";
+import type { ConsolePanel, IConsoleTracker } from "@jupyterlab/console";
+import type { INotebookTracker, NotebookPanel } from "@jupyterlab/notebook";
+import type { IRenderMimeRegistry } from "@jupyterlab/rendermime";
+import { Signal, type ISignal } from "@lumino/signaling";
+import type { Widget } from "@lumino/widgets";
+import { KernelLink } from "./kernel";
+
+export interface Place {
+  widget: Widget;
+  path: string;
+  name: string;
+  session: ISessionContext;
+  rendermime: IRenderMimeRegistry;
+  notebook: NotebookPanel | null;
+  console: ConsolePanel | null;
+}
+
+export class PlaceTracker {
+  private readonly links = new WeakMap<object, KernelLink>();
+  private readonly _changed = new Signal<this, void>(this);
+  private place: Place | null = null;
+
+  constructor(
+    private readonly notebooks: INotebookTracker,
+    private readonly consoles: IConsoleTracker | null,
+  ) {
+    notebooks.currentChanged.connect((_, panel) => this.follow(panel ? notebookPlace(panel) : this.other()));
+    consoles?.currentChanged.connect((_, panel) => this.follow(panel ? consolePlace(panel) : this.other()));
+    this.follow(this.other());
+  }
+
+  /** Another place is in front, or its kernel is another one. */
+  get changed(): ISignal<this, void> {
+    return this._changed;
+  }
+
+  get current(): Place | null {
+    return this.place?.widget.isDisposed ? null : this.place;
+  }
+
+  /** The kernel of a place; null while there is none. */
+  link(place: Place | null): KernelLink | null {
+    const kernel = place?.session.session?.kernel;
+    if (!kernel || kernel.isDisposed) return null;
+    let link = this.links.get(kernel);
+    if (!link || link.isDisposed) this.links.set(kernel, (link = new KernelLink(kernel)));
+    return link;
+  }
+
+  /** An open notebook or console by its path. */
+  find(path: string): Place | null {
+    const panel = this.notebooks.find((one) => one.context.path === path);
+    if (panel) return notebookPlace(panel);
+    const console = this.consoles?.find((one) => one.sessionContext.path === path);
+    return console ? consolePlace(console) : null;
+  }
+
+  private other(): Place | null {
+    const { currentWidget: panel } = this.notebooks;
+    if (panel) return notebookPlace(panel);
+    const console = this.consoles?.currentWidget;
+    return console ? consolePlace(console) : null;
+  }
+
+  private follow(place: Place | null): void {
+    if (place?.widget === this.place?.widget) return;
+    this.place?.session.kernelChanged.disconnect(this.onKernel);
+    this.place?.widget.disposed.disconnect(this.onClosed);
+    this.place = place;
+    place?.session.kernelChanged.connect(this.onKernel);
+    place?.widget.disposed.connect(this.onClosed);
+    this._changed.emit();
+  }
+
+  private readonly onKernel = (): void => this._changed.emit();
+
+  private readonly onClosed = (widget: Widget): void => {
+    if (this.place?.widget !== widget) return;
+    this.place = null;
+    const next = this.other();
+    if (next && next.widget !== widget && !next.widget.isDisposed) this.follow(next);
+    else this._changed.emit();
+  };
+}
+
+export function notebookPlace(panel: NotebookPanel): Place {
+  const { path } = panel.context;
+  return {
+    widget: panel,
+    path,
+    name: path.split("/").pop() ?? path,
+    session: panel.sessionContext,
+    rendermime: panel.content.rendermime,
+    notebook: panel,
+    console: null,
+  };
+}
+
+function consolePlace(panel: ConsolePanel): Place {
+  const { path, name } = panel.sessionContext;
+  return {
+    widget: panel,
+    path,
+    name,
+    session: panel.sessionContext,
+    rendermime: panel.console.rendermime,
+    notebook: null,
+    console: panel,
+  };
+}

@@ -1,0 +1,95 @@
+/** How models, mixers and states of the kernel are put in words. */
+import type { TranslationBundle } from "@jupyterlab/translation";
+import type { KernelLink } from "./kernel";
+import type { Memory } from "./model";
+import type { Mixer, Model, ScannedLayer } from "./protocol";
+
+const units: [number, string][] = [
+  [1e9, "B"],
+  [1e6, "M"],
+  [1e3, "k"],
+];
+
+/** 135 M, 4.2 k, 96. */
+export function short(count: number): string {
+  for (const [size, unit] of units) {
+    if (count >= size * 0.9995) {
+      const value = count / size;
+      return `${value >= 100 ? value.toFixed(0) : Number(value.toPrecision(3))} ${unit}`;
+    }
+  }
+  return String(count);
+}
+
+export function modelFacts(model: Model, trans: TranslationBundle): string {
+  const count = `${model.complete ? "" : "≥ "}${short(model.parameters)}`;
+  return [
+    trans.__("%1 parameters", count),
+    model.device,
+    model.dtype,
+    model.training ? trans.__("training") : trans.__("eval"),
+  ]
+    .filter((part) => part !== "")
+    .join(" · ");
+}
+
+export function mixerFacts(mixer: Mixer | ScannedLayer, trans: TranslationBundle): string {
+  const groups =
+    mixer.count === null || mixer.group === "layer"
+      ? ""
+      : mixer.group === "channel"
+        ? trans._n("%1 channel", "%1 channels", mixer.count)
+        : trans._n("%1 head", "%1 heads", mixer.count);
+  const state = mixer.grows
+    ? trans.__("state grows with the input")
+    : mixer.state === null
+      ? ""
+      : trans.__("state %1", mixer.state);
+  return [groups, state].filter((part) => part !== "").join(", ");
+}
+
+/** Why there is nothing to list; empty where there is a list. `install` is a line to run in a cell. */
+export function notice(
+  link: KernelLink | null,
+  memory: Memory | null,
+  trans: TranslationBundle,
+): { text: string; install?: string } | null {
+  if (!link || !memory)
+    return { text: trans.__("Open a notebook or a console: models in its kernel are listed here.") };
+  const install = "%pip install ess-widgets";
+  switch (link.readiness) {
+    case "dead":
+      return { text: trans.__("The kernel is dead. Restart it, and models are listed again.") };
+    case "not python":
+      return { text: trans.__("This kernel does not run Python: there are no PyTorch models to look at.") };
+    case "no package":
+      return { text: trans.__("This kernel lacks ess_widgets. Run in a cell, then refresh:"), install };
+    case "no torch":
+      return {
+        text: trans.__("This kernel lacks PyTorch. Run in a cell, then refresh:"),
+        install: "%pip install torch",
+      };
+    case "broken":
+      return {
+        text: trans.__(
+          "ess_widgets in this kernel cannot be used (%1). Run in a cell, then restart:",
+          link.problem,
+        ),
+        install: "%pip install --upgrade ess-widgets",
+      };
+    case "not loaded":
+      return { text: trans.__("No model yet: torch has not been imported in this kernel.") };
+  }
+  if (memory.error) return { text: memory.error };
+  if (!memory.listing) {
+    return {
+      text: link.busy
+        ? trans.__("A cell is running. Models are listed when it has ended.")
+        : trans.__("Looking for models…"),
+    };
+  }
+  if (memory.listing.models.length === 0) {
+    return { text: trans.__("No torch.nn.Module has a name in this kernel yet.") };
+  }
+  return null;
+}
