@@ -17,7 +17,7 @@ __all__ = ["guess"]
 
 _DEEPEST = 200
 _SIMPLE = "torch.nn.modules."
-_LAYERS = (nn.Conv1d, nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention)
+_LAYERS = (nn.Conv1d, nn.RNNBase, nn.MultiheadAttention)
 
 
 def guess(model: Any) -> list[dict[str, Any]]:
@@ -47,7 +47,12 @@ def guess(model: Any) -> list[dict[str, Any]]:
 def _walk(place: Place, rows: list[dict[str, Any]], seen: set[int], depth: int) -> None:
     module, kind = place.module, type(place.module)
     own = dict.get(static.instance_dict(module), "_modules")
-    if not own and static.module_name(kind).startswith(_SIMPLE) and not any(kind is base for base in _LAYERS):
+    if (
+        not own
+        and not registry._known
+        and static.module_name(kind).startswith(_SIMPLE)
+        and not any(static.descends(kind, base) for base in _LAYERS)
+    ):
         return  # most modules of a model: linear layers, norms, activations
     for exact in (_registered, _own, gated_convolution, convolution):
         found = exact(place)

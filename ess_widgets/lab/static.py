@@ -36,6 +36,7 @@ _MOST = 200
 
 # The getters of `type` itself: a metaclass may have put its own in front of them.
 _mro = type.__dict__["__mro__"].__get__
+_subclass: Any = type.__subclasscheck__  # not issubclass: abstract classes ask around
 _name = type.__dict__["__name__"].__get__
 _namespace = type.__dict__["__dict__"].__get__
 _shape, _dtype, _device = (
@@ -50,7 +51,7 @@ def mro(kind: type) -> tuple[type, ...]:
 
 def descends(kind: type, base: type) -> bool:
     """Whether ``kind`` is a subclass of ``base``, without asking either of them."""
-    return any(one is base for one in _mro(kind))
+    return _subclass(base, kind)  # type: ignore[no-any-return]
 
 
 def class_dict(kind: type) -> Any:
@@ -78,7 +79,9 @@ def instance_dict(obj: Any) -> dict[str, Any]:
     """The attributes of the object itself; empty where it has none."""
     for kind in _mro(type(obj)):
         found = _namespace(kind).get("__dict__")
-        if type(found) is types.GetSetDescriptorType and found.__name__ == "__dict__":
+        given = type(found)
+        defined_in_c = given is types.GetSetDescriptorType or given is types.MemberDescriptorType
+        if defined_in_c and found.__name__ == "__dict__":
             try:
                 value = found.__get__(obj)
             except (TypeError, AttributeError):

@@ -159,20 +159,26 @@ export class Actions {
       (one) => this.compute(one),
       spec.kind === "explore" ? [again, inPython] : [again],
     );
+    const beside = this.views.find((one) => one.spec.path === spec.path && !one.isDisposed);
     void this.views.add(tab);
-    const place = this.model.places.find(spec.path);
-    const { shell } = this.app;
-    // Notebook 7 has one document a page: there is room beside it only in the side area.
-    const wide = "currentPath" in shell || this.app.name === "JupyterLab";
-    if (wide) {
-      shell.add(tab, "main", { mode: "split-right", ...(place ? { ref: place.widget.id } : {}) });
-    } else {
-      shell.add(tab, "right");
-      (shell as unknown as { expandRight?: (id: string) => void }).expandRight?.(tab.id);
-    }
-    shell.activateById(tab.id);
+    this.place(tab, beside ?? null);
+    this.app.shell.activateById(tab.id);
     tab.disposed.connect(() => this.release(spec));
     return tab;
+  }
+
+  /** Beside the notebook; a second view of it becomes a tab with the first. */
+  private place(tab: ViewTab, beside: ViewTab | null): void {
+    const { shell } = this.app;
+    if (this.app.name !== "JupyterLab") {
+      // Notebook 7 has one document a page: there is room beside it in the side area.
+      shell.add(tab, "right");
+      (shell as unknown as { expandRight?: (id: string) => void }).expandRight?.(tab.id);
+      return;
+    }
+    const notebook = this.model.places.find(tab.spec.path)?.widget;
+    if (beside) shell.add(tab, "main", { mode: "tab-after", ref: beside.id });
+    else shell.add(tab, "main", { mode: "split-right", ...(notebook ? { ref: notebook.id } : {}) });
   }
 
   private async compute(tab: ViewTab): Promise<void> {

@@ -45,6 +45,8 @@ export class KernelLink {
   private readonly _changed = new Signal<this, void>(this);
   private readonly _restarted = new Signal<this, void>(this);
   private disposed = false;
+  /** Never opened: while there is one, JupyterLab keeps the kernel's thread for the others. */
+  private anchor: Kernel.IComm | null = null;
 
   constructor(readonly kernel: Kernel.IKernelConnection) {
     kernel.iopubMessage.connect(this.onMessage);
@@ -112,15 +114,18 @@ export class KernelLink {
   /** One question; rejects with a `KernelError` where the kernel refused, or when it is gone. */
   ask<K extends keyof Questions>(what: K, args: Questions[K][0]): Promise<Questions[K][1]> {
     type Value = Questions[K][1];
+    this.anchor ??= this.kernel.createComm(TARGET);
     const comm = this.kernel.createComm(TARGET);
+    let answered = false;
     const answer = new Promise<Value>((resolve, reject) => {
       comm.onMsg = (message) => {
         const data = message.content.data as unknown as Answer<Value>;
+        answered = true;
         if (data.ok) resolve(data.value);
         else reject(new KernelError(data.error.kind, data.error.message));
       };
-      // After an answer this changes nothing.
       comm.onClose = () => {
+        if (answered) return;
         this.become("unknown");
         reject(new KernelError("NoAnswer", "The kernel does not know this panel any more; refresh."));
       };
@@ -177,6 +182,7 @@ export class KernelLink {
     if (status === "restarting" || status === "autorestarting" || status === "dead") {
       this.running.clear();
       this.own.clear();
+      this.anchor = null;
       this.fail(status === "dead" ? "The kernel died." : "The kernel was restarted.");
       this.become(status === "dead" ? "dead" : "unknown");
       this._restarted.emit();

@@ -108,7 +108,7 @@ function modelRow(
       trans.__("Saturation, collapse, dead heads: what is wrong, worst first"),
       () => actions.diagnose(model),
     ),
-    button("code", trans.__("Insert code"), trans.__("The same in Python, in a new cell"), () =>
+    button("code", trans.__("Code"), trans.__("The same in Python, in a new cell"), () =>
       actions.code(model),
     ),
   );

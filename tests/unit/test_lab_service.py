@@ -1,0 +1,245 @@
+"""Questions of the panel, answered by the kernel."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ess_widgets.demo.small import ByteTokenizer, SmallConfig, SmallLM
+from ess_widgets.lab import opened, service, shown
+from ess_widgets.lab.code import line
+from ess_widgets.lab.errors import LabError
+from ess_widgets.lab.source import arguments
+
+TEXT = "To be, or not to be, that is the question."
+READS = {"tokenizer": "tokenizer", "text": TEXT}
+
+
+@pytest.fixture
+def space(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The namespace of a kernel; nothing may be written to it."""
+    found: dict[str, Any] = {
+        "model": SmallLM(SmallConfig(width=16, layers=2, heads=2)),
+        "tokenizer": ByteTokenizer(),
+        "ids": torch.randint(0, 256, (1, 20)),
+        "batch": {"input_ids": torch.randint(0, 256, (1, 20))},
+        "<b>": {"it's": SmallLM(SmallConfig(width=16, layers=1, heads=2))},
+        "torch": torch,
+    }
+    before = dict(found)
+    shell = SimpleNamespace(user_ns=found, user_ns_hidden={})
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    yield found
+    for key in list(shown._shown):
+        shown.close(key)
+    assert found == before or "gone" in found
+
+
+class Channel:
+    """What a comm's messages went out as."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.closed = False
+
+    def send(self, data: Any) -> None:
+        assert not self.closed
+        self.sent.append(json.loads(json.dumps(data, allow_nan=False)))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def ask(what: str, /, **rest: Any) -> Any:
+    channel = Channel()
+    service._on_open(channel, {"content": {"data": {"ask": what, **rest}}})
+    assert channel.closed
+    (reply,) = channel.sent
+    return reply
+
+
+def value(what: str, /, **rest: Any) -> Any:
+    reply = ask(what, **rest)
+    assert reply["ok"], reply
+    return reply["value"]
+
+
+def test_models(space: dict[str, Any]) -> None:
+    found = value("models", expanded=["model"])
+    assert [m["name"] for m in found["models"]] == ["model", '<b>["it\'s"]']
+    assert len(found["models"][0]["mixers"]) == 2 and found["models"][1]["mixers"] is None
+    assert [t["name"] for t in found["tokenizers"]] == ["tokenizer"]
+    assert [i["name"] for i in found["inputs"]] == ["ids", "batch"]
+
+
+@pytest.mark.parametrize(
+    "source", [READS, {"inputs": "ids"}, {"inputs": "batch"}, {"expression": "ids[:, :9]"}]
+)
+def test_explore_and_close(space: dict[str, Any], source: dict[str, Any]) -> None:
+    options = {"kind": "tolerance", "tol": 0.01, "max_tokens": 99, "groups": 4, "scale": "linear"}
+    found = value("explore", name="model", source=source, options=options, layer="layers.1.attention")
+    explorer = opened()
+    assert opened("model") is explorer
+    assert found == {"model_id": explorer.model_id, "title": "SmallLM", "id": str(id(space["model"]))}
+    explorer.wait()
+    assert (explorer.kind, explorer.tol, explorer.scale) == ("tolerance", 0.01, "linear")
+    assert explorer.selection.layer == "layers.1.attention"
+    assert value("close", model_id=found["model_id"]) is None
+    assert value("close", model_id=found["model_id"]) is None
+    with pytest.raises(KeyError, match="no explorer of `model` open"):
+        opened("model")
+
+
+def test_opened_gives_the_newest_that_is_still_open(space: dict[str, Any]) -> None:
+    for name in ("model", '<b>["it\'s"]', "model"):
+        value("explore", name=name, source=READS, options={})
+    newest = opened()
+    assert opened('<b>["it\'s"]') is not newest
+    newest.close()
+    assert opened("model") is not newest
+
+
+def test_diagnose(space: dict[str, Any]) -> None:
+    found = value("diagnose", name="model", source=READS, options={}, texts=[TEXT, TEXT[::-1]])
+    assert "2" in found["headline"]
+    assert value("diagnose", name="model", source={"inputs": "ids"}, options={})["headline"]
+    value("close", model_id=found["model_id"])
+    refused = ask("diagnose", name="model", source=READS, options={"max_tokens": 5})
+    assert refused["error"]["kind"] == "ValueError" and "limit is 5" in refused["error"]["message"]
+
+
+def test_scan(space: dict[str, Any]) -> None:
+    found = value("scan", name="model", source=READS, options={})
+    assert [layer["path"] for layer in found["layers"]] == ["layers.0.attention", "layers.1.attention"]
+    for layer in found["layers"]:
+        assert (layer["count"], layer["state"], layer["grows"]) == (2, len(TEXT) - 1, True)
+        assert layer["verified"] and layer["residual"] <= layer["limit"] == 1e-5
+    assert found["skipped"] == {}
+
+
+def test_scan_of_a_window_that_is_longer_than_the_text(space: dict[str, Any]) -> None:
+    from tests.survey.models import build
+
+    space["gone"] = build("mistral", "eager", torch.float32)
+    (first, _) = value("scan", name="gone", source={"expression": "ids[:, :5] % 97"})["layers"]
+    assert (first["state"], first["grows"]) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("question", "kind", "words"),
+    [
+        (
+            {"ask": "explore", "name": "gone", "source": READS},
+            "LabError",
+            "`gone` is no longer in the kernel's namesp",
+        ),
+        ({"ask": "explore", "name": "model", "source": {"inputs": "x"}}, "LabError", "`x` is no longer"),
+        (
+            {"ask": "scan", "name": "model", "source": {"expression": "1 +"}},
+            "LabError",
+            "`1 +` gives no inputs: Syn",
+        ),
+        ({"ask": "scan", "name": "model", "source": {"expression": "None"}}, "LabError", "is None"),
+        ({"ask": "scan", "name": "model", "source": {}}, "LabError", "Say what the model reads"),
+        ({"ask": "scan", "name": "model", "source": {**READS, "text": " "}}, "LabError", "text is empty"),
+        ({"ask": "nothing"}, "ValueError", "does not know the question 'nothing'"),
+        ({}, "ValueError", "does not know the question None"),
+        ({"ask": "explore"}, "KeyError", "name"),
+    ],
+)
+def test_errors_are_answers(space: dict[str, Any], question: dict[str, Any], kind: str, words: str) -> None:
+    reply = service.answer(question)
+    assert not reply["ok"] and reply["error"]["kind"] == kind
+    assert words in reply["error"]["message"]
+
+
+def test_what_a_model_raises_is_an_answer(space: dict[str, Any]) -> None:
+    class Silent(BaseException):
+        def __str__(self) -> str:
+            raise ValueError
+
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise self.error
+
+    space["gone"] = model = Raises()
+    for error, words in ((Silent(), "cannot be put in words"), (KeyboardInterrupt("stop \ud800"), "stop ?")):
+        model.error = error
+        reply = ask("scan", name="gone", source={"inputs": "ids"})
+        assert words in reply["error"]["message"]
+
+
+def test_expressions_do_not_write(space: dict[str, Any]) -> None:
+    found = arguments(space["model"], {"expression": "(y := ids[:, :3])"}, space)
+    assert found[0][0].shape == (1, 3)
+    with pytest.raises(LabError, match="ZeroDivisionError"):
+        arguments(space["model"], {"expression": "1 / 0"}, space)
+
+
+@pytest.mark.parametrize("what", ["explore", "diagnose", "capture"])
+@pytest.mark.parametrize("name", ["model", '<b>["it\'s"]'])
+@pytest.mark.parametrize(
+    "source",
+    [READS, {**READS, "text": None}, {"inputs": "batch"}, {"expression": "ids, "}, {"inputs": "ids"}],
+)
+def test_code_runs(space: dict[str, Any], what: str, name: str, source: dict[str, Any]) -> None:
+    options = {"kind": "entropy", "tol": 0.01, "max_tokens": 2048, "groups": 32, "scale": "linear"}
+    code = value("code", what=what, name=name, source=source, options=options)["code"]
+    assert "kind" not in code and ("tol=0.01" in code) == (what != "capture")
+    done = dict(space)
+    exec(code, done)  # noqa: S102 - the line under test
+    if what == "explore":
+        done["explorer"].wait()
+        done["explorer"].close()
+    else:
+        assert done[{"diagnose": "diagnosis", "capture": "captured"}[what]] is not None
+
+
+def test_lines() -> None:
+    assert line("explore", "model", {"inputs": "x"}, {}) == (
+        "import ess_widgets as ew\n\nexplorer = ew.explore(model, inputs=x)\nexplorer"
+    )
+    assert '"it\'s"' in line("explore", "model", {"tokenizer": "t", "text": "it's"}, {})
+    assert "'a \"b\" c\\n'" in line("explore", "model", {"tokenizer": "t", "text": 'a "b" c\n'}, {})
+
+
+def test_registering_again_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import comm
+
+    manager = comm.get_comm_manager()
+    assert [service.register(), service.register()] == ["ready", "ready"]
+    assert manager.targets[service.TARGET] is service._on_open
+    manager.unregister_target(service.TARGET, service._on_open)
+
+
+def test_a_kernels_flow(space: dict[str, Any]) -> None:
+    """From the message of the browser to the messages that go back, through comm's own manager."""
+    import comm
+    from comm.base_comm import BaseComm
+
+    sent: list[tuple[str, Any]] = []
+
+    class Recorded(BaseComm):
+        def publish_msg(
+            self, msg_type: str, data: Any = None, metadata: Any = None, buffers: Any = None, **keys: Any
+        ) -> None:
+            sent.append((msg_type, data))
+
+    manager = comm.get_comm_manager()
+    service.register()
+    old, comm.create_comm = comm.create_comm, lambda *args, **kwargs: Recorded(*args, **kwargs)
+    try:
+        content = {"comm_id": "1", "target_name": service.TARGET, "data": {"ask": "models", "expanded": []}}
+        manager.comm_open(None, "", {"content": content})
+    finally:
+        comm.create_comm = old
+        manager.unregister_target(service.TARGET, service._on_open)
+    assert [kind for kind, _ in sent] == ["comm_msg", "comm_close"]
+    assert sent[0][1]["ok"] and math.isfinite(sent[0][1]["value"]["seconds"])
