@@ -19,7 +19,9 @@ export class Actions {
   private readonly texts = new Map<string, string>();
 
   constructor(
-    private readonly app: JupyterFrontEnd,
+    private readonly shell: JupyterFrontEnd.IShell,
+    /** Whether documents stand beside each other: Notebook 7 has one a page. */
+    private readonly manyDocuments: boolean,
     private readonly model: PanelModel,
     private readonly views: WidgetTracker<ViewTab>,
     private readonly settings: () => Settings,
@@ -162,16 +164,15 @@ export class Actions {
     const beside = this.views.find((one) => one.spec.path === spec.path && !one.isDisposed);
     void this.views.add(tab);
     this.place(tab, beside ?? null);
-    this.app.shell.activateById(tab.id);
+    this.shell.activateById(tab.id);
     tab.disposed.connect(() => this.release(spec));
     return tab;
   }
 
   /** Beside the notebook; a second view of it becomes a tab with the first. */
   private place(tab: ViewTab, beside: ViewTab | null): void {
-    const { shell } = this.app;
-    if (this.app.name !== "JupyterLab") {
-      // Notebook 7 has one document a page: there is room beside it in the side area.
+    const { shell } = this;
+    if (!this.manyDocuments) {
       shell.add(tab, "right");
       (shell as unknown as { expandRight?: (id: string) => void }).expandRight?.(tab.id);
       return;

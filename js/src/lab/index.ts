@@ -1,5 +1,10 @@
 /** The JupyterLab extension: a panel that finds the models in the kernel, and what is opened from it. */
-import { ILayoutRestorer, type JupyterFrontEnd, type JupyterFrontEndPlugin } from "@jupyterlab/application";
+import {
+  ILabShell,
+  ILayoutRestorer,
+  type JupyterFrontEnd,
+  type JupyterFrontEndPlugin,
+} from "@jupyterlab/application";
 import { ICommandPalette, WidgetTracker } from "@jupyterlab/apputils";
 import { IConsoleTracker } from "@jupyterlab/console";
 import { IDefaultFileBrowser } from "@jupyterlab/filebrowser";
@@ -28,6 +33,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     ILauncher,
     IDefaultFileBrowser,
     ITranslator,
+    ILabShell,
   ],
   activate: (
     app: JupyterFrontEnd,
@@ -39,12 +45,13 @@ const plugin: JupyterFrontEndPlugin<void> = {
     launcher: ILauncher | null,
     browser: IDefaultFileBrowser | null,
     translator: ITranslator | null,
+    labShell: ILabShell | null,
   ) => {
     const trans = (translator ?? nullTranslator).load("ess_widgets");
     const model = new PanelModel(new PlaceTracker(notebooks, consoles));
     const views = new WidgetTracker<ViewTab>({ namespace: "ess-widgets-views" });
     let settings: Settings = defaults;
-    const actions = new Actions(app, model, views, () => settings, trans);
+    const actions = new Actions(app.shell, labShell !== null, model, views, () => settings, trans);
     const panel = new MemoryPanel(model, actions, trans);
     app.shell.add(panel, "left", { rank: 420, type: "Memory" });
     addCommands({ app, actions, model, panel, notebooks, palette, launcher, browser, trans });

@@ -1,0 +1,223 @@
+"""The JupyterLab extension as a user meets it: find models, explore one, restart, reload, hostile names."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .lab import Lab, Notebook
+from .memory_panel import THREE, MemoryPanel
+
+
+@pytest.fixture
+def panel(lab: Lab) -> Iterator[MemoryPanel]:
+    panel = MemoryPanel(lab)
+    yield panel
+    panel.close_views()
+
+
+def opened(lab: Lab, panel: MemoryPanel, *cells: str) -> Notebook:
+    """A notebook whose first cell has run; the panel follows it."""
+    notebook = lab.open(list(cells))
+    notebook.run(0)
+    return notebook
+
+
+def test_models_are_found_scanned_explored_and_read_from_python(
+    lab: Lab, panel: MemoryPanel, tmp_path: Path
+) -> None:
+    notebook = opened(lab, panel, THREE)
+    panel.model("model")
+    assert panel.names == ["model", "gla", "lstm"]
+    assert "819 k parameters · cpu · float32 · eval" in panel.model("model").inner_text()
+
+    panel.press("model", "toggle")
+    panel.layers().nth(3).wait_for()
+    assert panel.layers().first.locator(".jp-ess-mark").inner_text() == "guessed"
+    panel.press("model", "scan")
+    panel.model("model").get_by_text("4 of 4 layers confirmed").wait_for()
+    assert panel.root.locator(".jp-ess-sound").count() == 4
+
+    panel.press("model", "explore")
+    explorer = panel.views.locator(".ess-explorer")
+    explorer.locator(".ess-state[data-phase=ready]").wait_for()
+    notebook.execute("from ess_widgets import lab as memory; explorer = memory.opened('model')")
+    explorer.locator("[data-part=text]").fill("What is past is prologue; what is past is prologue.")
+    lab.page.wait_for_function(
+        "async (path) => (await lab.execute(path, 'explorer.text')).text.includes('prologue')",
+        arg=notebook.path,
+    )
+    notebook.execute("await explorer.wait()")
+    picture = explorer.locator("canvas").first
+    box = picture.bounding_box()
+    assert box is not None
+    before = notebook.execute("explorer.selection.position")
+    lab.page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.5)
+    lab.page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.5)
+    lab.page.wait_for_function(
+        "async ([path, before]) => (await lab.execute(path, 'explorer.selection.position')).text !== before",
+        arg=[notebook.path, before],
+    )
+    for theme in ("light", "dark"):
+        lab.set_theme(theme)
+        lab.settle()
+        target = Path(os.environ.get("ESS_WIDGETS_PICTURES") or tmp_path) / f"panel-{theme}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lab.page.screenshot(path=target)
+    assert lab.errors == []
+
+
+def test_a_restart_is_told_and_the_view_opens_again(lab: Lab, panel: MemoryPanel) -> None:
+    notebook = opened(lab, panel, THREE)
+    panel.press("model", "explore")
+    panel.views.locator(".ess-explorer").wait_for()
+    notebook.restart()
+    panel.views.get_by_text("The kernel was restarted").wait_for()
+    panel.root.get_by_text("torch has not been imported").wait_for()
+    assert panel.names == []
+    notebook.run(0)
+    panel.model("model")
+    panel.views.get_by_role("button", name="Try again").click()
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+
+
+def test_panel_and_view_come_back_with_the_page(lab: Lab, panel: MemoryPanel) -> None:
+    notebook = opened(lab, panel, THREE)
+    panel.press("model", "explore")
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+    notebook.save()
+    # The layout is written a moment after it changed: wait for the request that says so.
+    with lab.page.expect_response(lambda r: "/api/workspaces/" in r.url and r.request.method == "PUT"):
+        lab.page.evaluate("() => jupyterapp.commands.execute('ess-widgets:show')")
+    lab.page.goto(f"{lab.server.url}/lab?token={lab.server.token}")
+    lab.page.wait_for_function("() => window.jupyterapp && jupyterapp.restored.then(() => true)")
+    panel.root.wait_for()
+    panel.model("model")
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+    assert notebook.execute("len(explorer.profile) if 'explorer' in globals() else -1") == "-1"
+
+
+HOSTILE = """
+import torch, time
+log = []
+class Trap(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    @property
+    def device(self): log.append("device"); time.sleep(3600)
+    @property
+    def config(self): log.append("config"); raise RuntimeError("no")
+    def __repr__(self): log.append("repr"); raise RuntimeError("no")
+    def __len__(self): log.append("len"); raise RuntimeError("no")
+class Liar:
+    @property
+    def __class__(self): log.append("class"); time.sleep(3600)
+    def __getattr__(self, name): log.append(name); raise RuntimeError(name)
+Trap.__name__ = "<b onclick=alert(1)>Trap</b>"
+liar = Liar()
+globals()["<img src=x onerror=window.hacked=1>"] = Trap()
+globals()["'); import os #"] = Trap()
+for n in range(1000):
+    globals()[f"variable_{n}"] = object()
+del n
+"""
+
+
+def test_hostile_names_and_classes_are_only_text(lab: Lab, panel: MemoryPanel) -> None:
+    notebook = opened(lab, panel, HOSTILE)
+    panel.model("<img src=x onerror=window.hacked=1>")
+    panel.model("'); import os #")
+    assert ast.literal_eval(notebook.execute("log")) == []
+    assert panel.root.locator("img, b").count() == 0
+    assert lab.page.evaluate("() => window.hacked") is None
+    assert "<b onclick" in panel.model("'); import os #").inner_text()
+    names = notebook.execute("print(len([k for k in globals() if k.startswith('ess')]))")
+    assert names.strip() == "0"
+
+
+def test_while_a_cell_runs_nothing_is_asked_and_a_model_can_be_explored(lab: Lab, panel: MemoryPanel) -> None:
+    training = (
+        "import time\nend = time.time() + 20\nwhile time.time() < end and not globals().get('enough'):\n"
+    )
+    training += "    time.sleep(0.01)\nlate, _ = demo.load('bytes-LA')"
+    notebook = opened(lab, panel, THREE, training)
+    panel.model("model")
+    notebook.start(1)
+    panel.root.get_by_text("busy", exact=True).wait_for()
+    assert panel.root.locator(".jp-ess-icon-button").is_disabled()
+    panel.press("model", "explore")
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+    assert panel.root.get_by_text("busy", exact=True).is_visible()
+    assert "late" not in panel.names
+    panel.model("late")
+
+
+def test_the_context_menu_knows_the_name_under_the_pointer(lab: Lab, panel: MemoryPanel) -> None:
+    notebook = opened(lab, panel, THREE, "print(gla, x)")
+    panel.model("gla")
+    line = notebook.cell(1).locator(".cm-line").first
+    line.get_by_text("gla").first.wait_for()
+    box = line.bounding_box()
+    assert box is not None
+    width = lab.page.evaluate("(node) => node.scrollWidth", line.element_handle())
+    assert width
+    at = lab.page.evaluate(
+        """(node) => { const range = document.createRange(); const walk = document.createTreeWalker(node, 4);
+          for (let text = walk.nextNode(); text; text = walk.nextNode()) {
+            const k = text.data.indexOf('gla'); if (k < 0) continue;
+            range.setStart(text, k + 1); range.setEnd(text, k + 2);
+            const { x, y, width, height } = range.getBoundingClientRect();
+            return [x + width / 2, y + height / 2];
+          } }""",
+        line.element_handle(),
+    )
+    lab.page.mouse.click(*at, button="right")
+    lab.page.get_by_text("Explore memory of `gla`").click()
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+    title = lab.page.locator(".lm-TabBar-tabLabel", has_text="gla")
+    assert title.count() == 1
+
+
+def test_code_is_inserted_and_runs(lab: Lab, panel: MemoryPanel) -> None:
+    notebook = opened(lab, panel, THREE)
+    panel.press("gla", "code")
+    lab.page.wait_for_function("(path) => lab.panel(path).content.widgets.length === 2", arg=notebook.path)
+    notebook.run(1)
+    notebook.cell(1).locator(".ess-explorer").wait_for()
+    assert notebook.execute("explorer.kind") == "'entropy'"
+
+
+def test_a_model_without_text_asks_what_to_read(lab: Lab, panel: MemoryPanel) -> None:
+    opened(lab, panel, THREE)
+    panel.press("lstm", "scan")
+    dialog = lab.page.locator(".jp-Dialog")
+    dialog.get_by_text("What shall lstm read?").wait_for()
+    dialog.get_by_role("button", name="Go on").click()
+    panel.model("lstm").get_by_text("1 of 1 layers confirmed").wait_for()
+
+
+def test_the_colour_map_of_the_settings_reaches_the_page(lab: Lab, panel: MemoryPanel) -> None:
+    script = """async (value) => {
+      const url = '/lab/api/settings/ess-widgets:plugin?token=TOKEN';
+      return (await fetch(url)).status;
+    }""".replace("TOKEN", lab.server.token)
+    assert lab.page.evaluate(script, "magma") == 200
+    assert lab.page.evaluate("() => document.body.style.getPropertyValue('--ess-colours')") == "default"
+
+
+def test_the_tour_opens_from_the_launcher(lab: Lab) -> None:
+    lab.page.evaluate("() => jupyterapp.commands.execute('launcher:create')")
+    lab.page.locator(".jp-LauncherCard", has_text="Memory Tour").click()
+    lab.page.locator(".lm-TabBar-tabLabel", has_text="ess-widgets-tour.ipynb").wait_for()
+    assert (lab.server.notebooks / "ess-widgets-tour.ipynb").is_file()
+    notebook = Notebook(lab, "ess-widgets-tour.ipynb")
+    lab.page.wait_for_function(
+        "(path) => lab.panel(path).sessionContext.isReady || lab.panel(path).context.isReady",
+        arg=notebook.path,
+    )
+    notebook.close(shutdown=True)
