@@ -85,20 +85,30 @@ def test_a_restart_is_told_and_the_view_opens_again(lab: Lab, panel: MemoryPanel
     panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
 
 
+def saved_layout(lab: Lab) -> None:
+    """Wait until the server's copy of the layout knows the view and the panel."""
+    lab.page.wait_for_function(
+        """async (token) => {
+          const answer = await fetch(`/lab/api/workspaces/default?token=${token}`);
+          const text = answer.ok ? await answer.text() : '';
+          return text.includes('ess-widgets-views:') && text.includes('"current":"ess-widgets-memory"');
+        }""",
+        arg=lab.server.token,
+    )
+
+
 def test_panel_and_view_come_back_with_the_page(lab: Lab, panel: MemoryPanel) -> None:
     notebook = opened(lab, panel, THREE)
     panel.press("model", "explore")
     panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
     notebook.save()
-    # The layout is written a moment after it changed: wait for the request that says so.
-    with lab.page.expect_response(lambda r: "/api/workspaces/" in r.url and r.request.method == "PUT"):
-        lab.page.evaluate("() => jupyterapp.commands.execute('ess-widgets:show')")
+    saved_layout(lab)
     lab.page.goto(f"{lab.server.url}/lab?token={lab.server.token}")
     lab.page.wait_for_function("() => window.jupyterapp && jupyterapp.restored.then(() => true)")
     panel.root.wait_for()
     panel.model("model")
     panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
-    assert notebook.execute("len(explorer.profile) if 'explorer' in globals() else -1") == "-1"
+    assert notebook.execute("from ess_widgets import lab as m; print(m.opened('model').text[:8])").strip() == "The past"
 
 
 HOSTILE = """
@@ -211,7 +221,7 @@ def test_the_colour_map_of_the_settings_reaches_the_page(lab: Lab, panel: Memory
 
 
 def test_the_tour_opens_from_the_launcher(lab: Lab) -> None:
-    lab.page.evaluate("() => jupyterapp.commands.execute('launcher:create')")
+    lab.page.evaluate("async () => { await jupyterapp.commands.execute('launcher:create'); }")
     lab.page.locator(".jp-LauncherCard", has_text="Memory Tour").click()
     lab.page.locator(".lm-TabBar-tabLabel", has_text="ess-widgets-tour.ipynb").wait_for()
     assert (lab.server.notebooks / "ess-widgets-tour.ipynb").is_file()

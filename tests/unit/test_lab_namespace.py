@@ -66,8 +66,8 @@ class Sleeps:
 
 
 def hostile(*bases: type, **more: Any) -> Any:
-    metas = {type(base) for base in bases} - {type}
-    kind = type.__call__(type, "Both", (Meta, *metas), {}) if metas else Meta
+    # torch itself does not survive such a metaclass on a class of tensors.
+    kind = type(Tensor) if Tensor in bases else Meta
     return kind("Hostile", bases, {**HOSTILE, **more})
 
 

@@ -116,19 +116,23 @@ export class Actions {
     return models.find((one) => `${one.name}  ${one.kind}` === value) ?? null;
   }
 
-  /** Show again a view whose tab came back with the layout; the notebook may open after it. */
-  restore(spec: ViewSpec, place: Place | null): void {
+  /** Show again a view whose tab came back with the layout; `place` is there once its notebook is. */
+  async restore(spec: ViewSpec, place: Promise<Place | null>): Promise<void> {
     const tab = this.add(spec);
-    const link = this.model.places.link(place);
-    if (!place || !link) tab.fail(this.trans.__("Open %1 and try again.", spec.path));
-    else if (spec.model && link.kernel.id === spec.kernel) void tab.draw(place, link, spec.model);
-    else
+    tab.wait();
+    const found = await place;
+    const link = this.model.places.link(found);
+    if (tab.isDisposed) return;
+    if (!found || !link) tab.fail(this.trans.__("Open %1 and try again.", spec.path));
+    else if (spec.model && link.kernel.id === spec.kernel) await tab.draw(found, link, spec.model);
+    else {
       tab.fail(
         this.trans.__(
           "The kernel that held this view is gone. When %1 is there again, try again.",
           spec.name,
         ),
       );
+    }
   }
 
   private async open(kind: ViewSpec["kind"], model: Model, layer: string | null): Promise<void> {

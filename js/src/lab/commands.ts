@@ -120,14 +120,16 @@ export function addCommands(parts: Parts): void {
   commands.addCommand(ids.restore, {
     label: trans.__("Show an Explorer Again"),
     isVisible: () => false,
-    execute: async (args) => {
+    execute: (args) => {
       const spec = args as unknown as ViewSpec;
       const find = async () => {
+        await app.restored;
         const place = model.places.find(spec.path);
         await place?.session.ready;
         return place;
       };
-      actions.restore(spec, await find());
+      // Not awaited: the page's layout is not restored before this command is done.
+      void actions.restore(spec, find());
     },
   });
 }

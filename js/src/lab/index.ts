@@ -61,8 +61,6 @@ const plugin: JupyterFrontEndPlugin<void> = {
         command: ids.restore,
         args: (tab) => ({ ...tab.spec }),
         name: (tab) => tab.id,
-        // The notebook comes first: its kernel holds the view, and it draws it.
-        when: notebooks.restored,
       });
     }
     const take = (next: Settings) => {

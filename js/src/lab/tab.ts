@@ -70,14 +70,19 @@ export class ViewTab extends MainAreaWidget<Body> {
     }
   }
 
-  /** Compute in the kernel and show; what is refused is said, with a way to try again. */
-  async start(): Promise<void> {
+  /** Say that something will come. */
+  wait(): void {
     this.body.say(
       this.spec.kind === "explore"
         ? this.trans.__("Opening %1…", this.spec.name)
         : this.trans.__("Diagnosing %1: every layer and head is measured…", this.spec.name),
       true,
     );
+  }
+
+  /** Compute in the kernel and show; what is refused is said, with a way to try again. */
+  async start(): Promise<void> {
+    this.wait();
     try {
       await this.run(this);
     } catch (error) {
