@@ -108,7 +108,10 @@ def test_panel_and_view_come_back_with_the_page(lab: Lab, panel: MemoryPanel) ->
     panel.root.wait_for()
     panel.model("model")
     panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
-    assert notebook.execute("from ess_widgets import lab as m; print(m.opened('model').text[:8])").strip() == "The past"
+    assert (
+        notebook.execute("from ess_widgets import lab as m; print(m.opened('model').text[:8])").strip()
+        == "The past"
+    )
 
 
 HOSTILE = """
@@ -222,12 +225,7 @@ def test_the_colour_map_of_the_settings_reaches_the_page(lab: Lab, panel: Memory
 
 def test_the_tour_opens_from_the_launcher(lab: Lab) -> None:
     lab.page.evaluate("async () => { await jupyterapp.commands.execute('launcher:create'); }")
-    lab.page.locator(".jp-LauncherCard", has_text="Memory Tour").click()
+    lab.page.locator(".jp-LauncherCard", has_text="Memory Tour").last.click()
     lab.page.locator(".lm-TabBar-tabLabel", has_text="ess-widgets-tour.ipynb").wait_for()
     assert (lab.server.notebooks / "ess-widgets-tour.ipynb").is_file()
-    notebook = Notebook(lab, "ess-widgets-tour.ipynb")
-    lab.page.wait_for_function(
-        "(path) => lab.panel(path).sessionContext.isReady || lab.panel(path).context.isReady",
-        arg=notebook.path,
-    )
-    notebook.close(shutdown=True)
+    lab.show("ess-widgets-tour.ipynb")  # it is open already; the fixture closes it with its kernel

@@ -1,6 +1,7 @@
 /** What can be done with a model: by the panel's buttons, the palette and the context menu alike. */
 import type { JupyterFrontEnd } from "@jupyterlab/application";
 import { Clipboard, InputDialog, Notification, type WidgetTracker } from "@jupyterlab/apputils";
+import { UUID } from "@lumino/coreutils";
 import type { TranslationBundle } from "@jupyterlab/translation";
 import { insertCode } from "./insert_code";
 import type { Memory, PanelModel } from "./model";
@@ -142,7 +143,8 @@ export class Actions {
       const source = await this.source(model, memory);
       if (!source) return;
       const { path } = place;
-      const spec = { kind, path, name: model.name, source, layer, kernel: link.kernel.id, model: null };
+      const id = `ess-widgets-view-${UUID.uuid4()}`;
+      const spec = { id, kind, path, name: model.name, source, layer, kernel: link.kernel.id, model: null };
       await this.add(spec).start();
     });
   }

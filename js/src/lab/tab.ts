@@ -13,6 +13,8 @@ const WIDGET_VIEW = "application/vnd.jupyter.widget-view+json";
 
 /** Everything that finds the view again after the page was loaded anew; plain JSON. */
 export interface ViewSpec {
+  /** The tab's id: the page's saved layout finds its place by it. */
+  id: string;
   kind: "explore" | "diagnose";
   path: string;
   name: string;
@@ -60,7 +62,7 @@ export class ViewTab extends MainAreaWidget<Body> {
     const body = new Body();
     super({ content: body });
     this.body = body;
-    this.id = `ess-widgets-view-${Math.random().toString(36).slice(2)}`;
+    this.id = spec.id;
     this.title.label = spec.kind === "explore" ? spec.name : trans.__("Diagnosis: %1", spec.name);
     this.title.caption = `${this.title.label} (${spec.path})`;
     this.title.icon = memoryIcon;
