@@ -9,13 +9,12 @@ const NAME = "ess-widgets-tour.ipynb";
 export async function tourIn(app: JupyterFrontEnd, directory: string): Promise<string> {
   const { contents, serverSettings } = app.serviceManager;
   const path = PathExt.join(directory, NAME);
-  const there = await contents.get(path, { content: false }).catch(() => null);
-  if (there) return path;
-  const url = URLExt.join(
-    PageConfig.getOption("fullLabextensionsUrl"),
-    "ess-widgets",
-    "static",
-    "tour.ipynb",
+  const beside = (await contents.get(directory)).content as { name: string }[];
+  if (beside.some(({ name }) => name === NAME)) return path;
+  const folder = PageConfig.getOption("fullLabextensionsUrl");
+  const { href: url } = new URL(
+    URLExt.join(folder, "ess-widgets", "static", "tour.ipynb"),
+    serverSettings.baseUrl,
   );
   const response = await ServerConnection.makeRequest(url, {}, serverSettings);
   if (!response.ok) throw new ServerConnection.ResponseError(response);
