@@ -9,7 +9,6 @@ from .lab import Lab
 THREE = """
 import torch, ess_widgets as ew
 from ess_widgets import demo
-from ess_widgets.widgets import tokens
 model, tokenizer = demo.load("small")
 gla, _ = demo.load("bytes-GLA")
 lstm = torch.nn.LSTM(8, 16, batch_first=True)
