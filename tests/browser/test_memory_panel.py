@@ -64,6 +64,7 @@ def test_models_are_found_scanned_explored_and_read_from_python(
     )
     for theme in ("light", "dark"):
         lab.set_theme(theme)
+        lab.page.locator("#jupyterlab-splash").wait_for(state="detached")
         lab.settle()
         target = Path(os.environ.get("ESS_WIDGETS_PICTURES") or tmp_path) / f"panel-{theme}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
