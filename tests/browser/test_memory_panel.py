@@ -211,6 +211,47 @@ def test_a_model_without_text_asks_what_to_read(lab: Lab, panel: MemoryPanel) ->
     panel.model("lstm").get_by_text("1 of 1 layers confirmed").wait_for()
 
 
+def test_the_panel_follows_the_notebook_or_console_in_front(lab: Lab, panel: MemoryPanel) -> None:
+    first = opened(lab, panel, "x = 1")
+    panel.root.get_by_text("torch has not been imported").wait_for()
+    second = opened(lab, panel, THREE)
+    panel.model("gla")
+    front = "(path) => jupyterapp.shell.activateById(lab.panel(path).id)"
+    lab.page.evaluate(front, first.path)
+    panel.root.get_by_text("torch has not been imported").wait_for()
+    assert panel.names == []
+    # A console that shares the notebook's kernel may not talk to widgets itself.
+    console = """async (path) => {
+      const options = { kernelPreference: { id: lab.kernel(path).id } };
+      window.shared = (await jupyterapp.commands.execute('console:create', options)).id;
+    }"""
+    lab.page.evaluate(console, second.path)
+    panel.root.locator(".jp-ess-place", has_text="Console").wait_for()
+    panel.press("gla", "explore")
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+    lab.page.evaluate(
+        "() => [...jupyterapp.shell.widgets('main')].find((one) => one.id === shared).dispose()"
+    )
+
+
+@pytest.mark.parametrize(
+    ("hidden", "line"), [("ess_widgets", "%pip install ess-widgets"), ("torch", "%pip install torch")]
+)
+def test_what_the_kernel_lacks_is_said_with_the_line_that_installs_it(
+    lab: Lab, panel: MemoryPanel, hidden: str, line: str
+) -> None:
+    hide = f"""
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == {hidden!r} else find(name, *rest)
+"""
+    notebook = opened(lab, panel, hide)
+    panel.root.locator("code", has_text=line).wait_for()
+    panel.root.get_by_role("button", name="Insert in a cell").click()
+    lab.page.wait_for_function("(path) => lab.panel(path).content.widgets.length === 2", arg=notebook.path)
+    assert line in notebook.cell(1).inner_text()
+
+
 def test_the_colour_map_of_the_settings_reaches_the_page(lab: Lab) -> None:
     write = """async ([raw, token]) => (await fetch(`/lab/api/settings/ess-widgets:plugin?token=${token}`,
       { method: 'PUT', body: JSON.stringify({ raw }) })).status"""

@@ -138,7 +138,8 @@ export class Actions {
 
   private async open(kind: ViewSpec["kind"], model: Model, layer: string | null): Promise<void> {
     await this.guarded(async () => {
-      const { link, memory, place } = this.model;
+      const { link, memory } = this.model;
+      const place = this.model.places.home(this.model.place);
       if (!link || !memory || !place) return;
       const source = await this.source(model, memory);
       if (!source) return;

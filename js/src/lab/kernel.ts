@@ -114,6 +114,11 @@ export class KernelLink {
   /** One question; rejects with a `KernelError` where the kernel refused, or when it is gone. */
   ask<K extends keyof Questions>(what: K, args: Questions[K][0]): Promise<Questions[K][1]> {
     type Value = Questions[K][1];
+    if (!this.kernel.handleComms) {
+      return Promise.reject(
+        new KernelError("NoComms", "This kernel belongs to a notebook that is not open: open that notebook."),
+      );
+    }
     this.anchor ??= this.kernel.createComm(TARGET);
     const comm = this.kernel.createComm(TARGET);
     let answered = false;

@@ -42,11 +42,25 @@ export class PlaceTracker {
 
   /** The kernel of a place; null while there is none. */
   link(place: Place | null): KernelLink | null {
-    const kernel = place?.session.session?.kernel;
+    const kernel = this.home(place)?.session.session?.kernel;
     if (!kernel || kernel.isDisposed) return null;
     let link = this.links.get(kernel);
     if (!link || link.isDisposed) this.links.set(kernel, (link = new KernelLink(kernel)));
     return link;
+  }
+
+  /** Of the places that share a kernel, the one that JupyterLab lets talk to widgets: a console of a notebook may not. */
+  home(place: Place | null): Place | null {
+    const kernel = place?.session.session?.kernel;
+    if (!kernel || kernel.handleComms) return place;
+    const talks = ({ sessionContext }: { sessionContext: ISessionContext }) => {
+      const other = sessionContext.session?.kernel;
+      return other?.id === kernel.id && other.handleComms;
+    };
+    const panel = this.notebooks.find(talks);
+    if (panel) return notebookPlace(panel);
+    const console = this.consoles?.find(talks);
+    return console ? consolePlace(console) : place;
   }
 
   /** An open notebook or console by its path. */
