@@ -123,6 +123,24 @@ class Server:
             self.process.wait()
 
 
+def write_notebook(path: Path, cells: Sequence[str]) -> None:
+    """Write a notebook of these code cells."""
+    code = [
+        {
+            "cell_type": "code",
+            "id": f"c{n}",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": s,
+        }
+        for n, s in enumerate(cells)
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    contents = {"cells": code, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(contents), encoding="utf-8")
+
+
 class Notebook:
     """One notebook open in the browser."""
 
@@ -255,20 +273,7 @@ class Lab:
     def open(self, cells: Sequence[str], *, name: str | None = None) -> Notebook:
         """Write a notebook of these code cells and open it; its kernel is up when this returns."""
         path = name or f"test-{next(self._numbers)}.ipynb"
-        code = [
-            {
-                "cell_type": "code",
-                "id": f"c{n}",
-                "metadata": {},
-                "execution_count": None,
-                "outputs": [],
-                "source": s,
-            }
-            for n, s in enumerate(cells)
-        ]
-        kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-        contents = {"cells": code, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-        (self.server.notebooks / path).write_text(json.dumps(contents), encoding="utf-8")
+        write_notebook(self.server.notebooks / path, cells)
         return self.show(path)
 
     def show(self, path: str) -> Notebook:
