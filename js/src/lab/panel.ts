@@ -86,7 +86,7 @@ export class MemoryPanel extends Widget {
         ? trans.__("busy")
         : memory?.reading
           ? trans.__("reading…")
-          : memory?.stale && memory.listing
+          : memory?.stale && memory.listing && !model.autoRefresh
             ? trans.__("cells have run since")
             : "",
     );
