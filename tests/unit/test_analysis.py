@@ -32,7 +32,10 @@ def test_of_many_channels_evenly_spaced_ones_are_shown() -> None:
         pass
     expected = ew.ess(cap[name].operator[1][analysis.groups[name]])
     np.testing.assert_allclose(analysis.profile(name), expected.numpy())
-    np.testing.assert_array_equal(analysis.operator(name, 3).matrix(), cap[name].operator[1, 15].matrix())
+    shown, expected = analysis.operator(name, 3).matrix(), cap[name].operator[1, 15].matrix()
+    np.testing.assert_allclose(
+        shown, expected, rtol=1e-14
+    )  # batches of other sizes round the last bit otherwise
     assert analysis.limits(name)[0].shape == (8, 12)
     assert analysis.verify(name) == float(cap[name].residual[1, ::5].max())
     (data,) = analysis.layer_data()

@@ -124,11 +124,11 @@ def by_name(
 
 
 def _refuse_filled_cache(kwargs: dict[str, Any]) -> None:
-    for name in ("past_key_values", "past_key_value", "layer_past"):
+    for name in ("past_key_values", "past_key_value", "layer_past", "cache"):
         cache = kwargs.get(name)
-        if cache is None:
-            continue
         length = getattr(cache, "get_seq_length", None)
+        if cache is None or (name == "cache" and length is None):  # that name may stand for anything
+            continue
         filled = (
             bool(length()) if callable(length) else bool(len(cache)) if hasattr(cache, "__len__") else True
         )

@@ -75,9 +75,14 @@ def without_caches(
         names = []
     names += [""] * len(args)
     return (
-        tuple(None if name in _CACHES else value for name, value in zip(names, args, strict=False)),
-        {name: None if name in _CACHES else value for name, value in kwargs.items()},
+        tuple(None if _is_cache(name, value) else value for name, value in zip(names, args, strict=False)),
+        {name: None if _is_cache(name, value) else value for name, value in kwargs.items()},
     )
+
+
+def _is_cache(name: str, value: Any) -> bool:
+    # transformers 5.24 calls it just that; so may others call anything.
+    return name in _CACHES or (name == "cache" and hasattr(value, "get_seq_length"))
 
 
 class Program:
