@@ -112,10 +112,11 @@ def _count(model: Any, deadline: float) -> dict[str, Any]:
     devices: set[str] = set()
     dtypes: set[str] = set()
     buffers: set[str] = set()
-    seen = {id(model)}
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
+    seen: set[int] = set()
+    for module in static.modules(model):
+        if module is not model and time.perf_counter() > deadline:
+            complete = False
+            break
         language = language or static.descends(type(module), nn.Embedding)
         for place, where in (("_parameters", devices), ("_buffers", buffers)):
             for _, value in static.part(module, place):
@@ -130,13 +131,6 @@ def _count(model: Any, deadline: float) -> dict[str, Any]:
                     for length in size[0]:
                         count *= length
                     parameters += count
-        for _, child in static.part(module, "_modules"):
-            if id(child) not in seen and static.is_module(child):
-                seen.add(id(child))
-                waiting.append(child)
-        if time.perf_counter() > deadline and waiting:
-            complete = False
-            break
     return {
         "parameters": parameters,
         "complete": complete,

@@ -7,30 +7,54 @@ from typing import Any
 
 from torch import nn
 
-from ess_widgets.capture import CaptureError, LayerCapture, run
+from ess_widgets.capture import Cancelled, CaptureError, LayerCapture, run
 from ess_widgets.learn.diagnosis.thresholds import Thresholds
 
 from . import static
 from .mixers import guess
+from .tasks import Task
 
 __all__ = ["scan"]
 
 
-def scan(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def scan(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], task: Task | None = None
+) -> dict[str, Any]:
     """Run ``model`` once and tell of every layer that mixes tokens.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        It is left as it is.
+    args, kwargs
+        What it is called with.
+    task : Task, optional
+        Hears how many layers are verified, and may cancel.
 
     Returns
     -------
     dict
         ``layers``, each with ``path``, ``family``, ``group``, ``count``, ``state``, ``grows``, ``residual``, ``limit``
         and ``verified``; and ``skipped``, reasons by path.
+
+    Raises
+    ------
+    Cancelled
+        If the task was cancelled.
     """
-    captured = run(model, args, kwargs, keep_output=False)
+    task = task or Task()
+    captured = run(model, args, kwargs, should_stop=task.cancelled, keep_output=False)
     windowed = {
         row["path"] for row in guess(model) if row["family"] == "softmax attention" and not row["grows"]
     }
+    layers: list[dict[str, Any]] = []
+    for layer in captured.values():
+        task.progress(len(layers), len(captured))
+        if task.cancelled():
+            raise Cancelled
+        layers.append(_layer(layer, windowed))
     return {
-        "layers": [_layer(layer, windowed) for layer in captured.values()],
+        "layers": layers,
         "skipped": {static.shown(path): str(reason) for path, reason in captured.skipped.items()},
     }
 

@@ -1,15 +1,18 @@
-"""Questions of the panel, each a comm that is opened with it, answered once and closed."""
+"""Questions of the panel, each a comm that is opened with it, answered once and closed; closing it cancels."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import shown, static
 from .code import line
+from .errors import LabError
 from .listing import find
 from .namespace import survey
 from .source import arguments, resolve
+from .tasks import Task
 
 __all__ = ["TARGET", "answer", "register"]
 
@@ -30,10 +33,11 @@ def register() -> str:
     return "ready"
 
 
-def answer(data: Mapping[str, Any]) -> dict[str, Any]:
+def answer(data: Mapping[str, Any], task: Task | None = None) -> dict[str, Any]:
     """Answer one question; whatever goes wrong is told in the answer."""
     try:
-        return {"ok": True, "value": _ASKS[_known(data.get("ask"))](data)}
+        ask = _known(data.get("ask"))
+        return {"ok": True, "value": _SLOW[ask](data, task or Task()) if ask in _SLOW else _QUICK[ask](data)}
     except SystemExit:
         raise
     except BaseException as error:  # noqa: BLE001 - an interrupt too: the panel waits for an answer
@@ -41,7 +45,17 @@ def answer(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_open(channel: Any, message: Mapping[str, Any]) -> None:
-    reply = answer(message["content"]["data"])
+    data = message["content"]["data"]
+    if data.get("ask") not in _SLOW:
+        _reply(channel, answer(data))
+        return
+    task = Task(lambda progress: channel.send(data={"progress": progress}))
+    channel.on_close(lambda _: task.cancel())
+    name = f"ess_widgets {data['ask']}"
+    threading.Thread(target=lambda: _reply(channel, answer(data, task)), name=name, daemon=True).start()
+
+
+def _reply(channel: Any, reply: dict[str, Any]) -> None:
     try:
         channel.send(data=reply)
     except (TypeError, ValueError) as error:  # something that JSON cannot hold
@@ -88,22 +102,55 @@ def _explore(data: Mapping[str, Any]) -> dict[str, Any]:
     options = _options(data, "kind", "tol", "max_tokens", "groups", "scale")
     if data.get("layer") is not None:
         options["selection"] = Selection(layer=data["layer"])
-    reads = (
-        {"tokenizer": read.tokenizer, "text": read.text}
-        if read.tokenizer is not None
-        else {"inputs": read.inputs}
-    )
-    explorer = Explorer(entry.value, **reads, **options)
-    return {
-        "model_id": shown.remember(entry.name, explorer, explores=True),
-        "title": static.shown(explorer.title),
-        "id": str(id(entry.value)),
-    }
+    if read.tokenizer is not None:
+        options |= {"tokenizer": read.tokenizer, "text": read.text}
+    else:
+        options |= {"inputs": read.inputs}
+    explorer = Explorer(entry.value, **{**options, **_kept(data.get("replaces"))})
+    shown.close(data.get("replaces"))
+    return {"model_id": shown.remember(entry.name, entry.value, explorer, explores=True)}
 
 
-def _diagnose(data: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(model_id: str | None) -> dict[str, Any]:
+    """What the user has set in the explorer that is replaced by a newer one."""
+    found = shown.find(model_id)
+    if found is None or not found.explores:
+        return {}
+    old = found.view
+    kept = {name: getattr(old, name) for name in ("kind", "tol", "relative", "scale")}
+    if old.text is not None:
+        kept["text"] = old.text
+    fields = ("layer", "head", "position", "span", "pinned")
+    return {**kept, "selection": type(old.selection)(**{name: old.selection[name] for name in fields})}
+
+
+def _refresh(data: Mapping[str, Any]) -> None:
+    found = _still(data)
+    found.view.refresh()
+    found.stamp = static.stamp(found.model)
+
+
+def _check(data: Mapping[str, Any]) -> dict[str, Any]:
+    """How a view stands to what its name means now."""
+    found = _still(data)
+    try:
+        model = find(_space(), found.name, "model").value
+    except LabError:
+        return {"state": "gone"}
+    if model is not found.model:
+        return {"state": "another"}
+    return {"state": "changed" if found.changed else "current"}
+
+
+def _still(data: Mapping[str, Any]) -> shown.Shown:
+    found = shown.find(data["model_id"])
+    if found is None:
+        raise LabError("This view was closed in the kernel; open it again.")
+    return found
+
+
+def _diagnose(data: Mapping[str, Any], task: Task) -> dict[str, Any]:
     from ess_widgets.learn import diagnose
-    from ess_widgets.learn.diagnosis.summary import headline
     from ess_widgets.widgets.explorer import SAMPLE_TEXT
 
     space = _space()
@@ -114,17 +161,28 @@ def _diagnose(data: Mapping[str, Any]) -> dict[str, Any]:
         longest = _options(data, "max_tokens")
         for text in inputs:  # refuses those that are too long
             arguments(entry.value, {**data["source"], "text": text}, space, **longest)
-    found = diagnose(entry.value, inputs, read.tokenizer, **_options(data, "kind", "tol", "groups"))
+    found = diagnose(
+        entry.value,
+        inputs,
+        read.tokenizer,
+        should_stop=task.cancelled,
+        on_progress=task.progress,
+        **_options(data, "kind", "tol", "groups"),
+    )
     view = found.view()
-    return {"model_id": shown.remember(entry.name, view, explores=False), "headline": headline(found)}
+    shown.close(data.get("replaces"))
+    model_id = shown.remember(entry.name, entry.value, view, explores=False)
+    if task.cancelled():  # nobody will show it
+        shown.close(model_id)
+    return {"model_id": model_id}
 
 
-def _scan(data: Mapping[str, Any]) -> dict[str, Any]:
+def _scan(data: Mapping[str, Any], task: Task) -> dict[str, Any]:
     from .scan import scan
 
     space = _space()
     model = find(space, data["name"], "model").value
-    return scan(model, *arguments(model, data["source"], space, **_options(data, "max_tokens")))
+    return scan(model, *arguments(model, data["source"], space, **_options(data, "max_tokens")), task)
 
 
 def _close(data: Mapping[str, Any]) -> None:
@@ -141,18 +199,19 @@ def _code(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known(ask: Any) -> str:
-    if not isinstance(ask, str) or ask not in _ASKS:
+    if not isinstance(ask, str) or ask not in (*_QUICK, *_SLOW):
         raise ValueError(
             f"the kernel does not know the question {ask!r}: its ess_widgets and the panel differ."
         )
     return ask
 
 
-_ASKS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+_QUICK: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "models": _models,
     "explore": _explore,
-    "diagnose": _diagnose,
-    "scan": _scan,
+    "refresh": _refresh,
+    "check": _check,
     "close": _close,
     "code": _code,
 }
+_SLOW: dict[str, Callable[[Mapping[str, Any], Task], Any]] = {"diagnose": _diagnose, "scan": _scan}

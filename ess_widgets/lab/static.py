@@ -21,12 +21,14 @@ __all__ = [
     "kind_name",
     "mapping",
     "module_name",
+    "modules",
     "mro",
     "number",
     "part",
     "readable",
     "shown",
     "size",
+    "stamp",
     "tensor",
     "word",
 ]
@@ -39,9 +41,10 @@ _mro = type.__dict__["__mro__"].__get__
 _subclass: Any = type.__subclasscheck__  # not issubclass: abstract classes ask around
 _name = type.__dict__["__name__"].__get__
 _namespace = type.__dict__["__dict__"].__get__
-_shape, _dtype, _device = (
-    torch._C.TensorBase.__dict__[name].__get__ for name in ("shape", "dtype", "device")
+_shape, _dtype, _device, _version = (
+    torch._C.TensorBase.__dict__[name].__get__ for name in ("shape", "dtype", "device", "_version")
 )
+_address = torch._C.TensorBase.__dict__["data_ptr"]
 
 
 def mro(kind: type) -> tuple[type, ...]:
@@ -169,6 +172,44 @@ def size(obj: Any) -> tuple[tuple[int, ...], str, str] | None:
 def is_module(obj: Any) -> bool:
     """Whether an object is a module."""
     return descends(type(obj), nn.Module)
+
+
+def modules(model: Any) -> Iterator[Any]:
+    """The model and every module in it, each once."""
+    seen = {id(model)}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        yield module
+        for _, child in part(module, "_modules"):
+            if id(child) not in seen and is_module(child):
+                seen.add(id(child))
+                waiting.append(child)
+
+
+def stamp(model: Any) -> int:
+    """A number that is another one once parameters or buffers were written or replaced.
+
+    Writing through ``.data`` in place is not seen: torch does not count that.
+    """
+    return hash(
+        tuple(
+            (id(value), _written(value))
+            for module in modules(model)
+            for place in ("_parameters", "_buffers")
+            for _, value in part(module, place)
+        )
+    )
+
+
+def _written(value: Any) -> tuple[int, int] | None:
+    if not readable(type(value)):
+        return None
+    with torch._C.DisableTorchFunction():
+        try:
+            return _version(value), _address(value)
+        except Exception:  # noqa: BLE001 - tensors of inference mode count nothing, some have no memory
+            return None
 
 
 def mapping(obj: Any) -> dict[Any, Any] | None:

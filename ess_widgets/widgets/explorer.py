@@ -173,6 +173,10 @@ class Explorer(View, Measured):
         self._source = FixedInputs(inputs, self._source.names)
         self._rerun()
 
+    def refresh(self) -> None:
+        """Run the model again: after training it further, or after changing it by hand."""
+        self._rerun()
+
     def wait(self, timeout: float | None = 600.0) -> Awaitable[None] | None:
         """Return when the views are up to date in the kernel, layer grid included.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ess_widgets.demo.small import ByteTokenizer, SmallConfig, SmallLM
+from ess_widgets.lab import static
 from ess_widgets.lab.errors import LabError
 from ess_widgets.lab.listing import entries, find
 from ess_widgets.lab.namespace import survey
@@ -217,15 +218,19 @@ def test_hostile_objects_are_left_alone() -> None:
         find(space, "nothing", "model")
 
 
-def test_hostile_modules_are_listed_by_what_is_in_them() -> None:
-    kind = hostile(nn.Module)
-    module = made(kind)
+def hostile_module() -> Any:
+    module = made(hostile(nn.Module))
     attributes = {
         "_modules": {"net": nn.Linear(2, 3)},
         "_parameters": {"w": None, "x": made(hostile(object))},
         "config": made(hostile(object)),
     }
     type.__dict__["__dict__"].__get__(nn.Module)["__dict__"].__get__(module).update(attributes)
+    return module
+
+
+def test_hostile_modules_are_listed_by_what_is_in_them() -> None:
+    module = hostile_module()
     bare = made(type("Bare", (nn.Module,), {}))  # without super().__init__()
     odd = made(type("Odd", (nn.Module,), {}))
     odd.__dict__.update(_modules=3, _parameters=[nn.Parameter(torch.zeros(2))], training="yes")
@@ -272,3 +277,40 @@ def test_modules_in_a_circle_end() -> None:
     module._modules["again"] = module
     (entry,) = survey({"module": module}, expanded=["module"])["models"]
     assert entry["parameters"] == 6
+
+
+def test_the_stamp_of_weights() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    stamps = [static.stamp(model)]
+
+    def differs() -> None:
+        assert static.stamp(model) not in stamps
+        stamps.append(static.stamp(model))
+
+    assert static.stamp(model) == stamps[0]
+    model.eval()
+    model(torch.randn(5, 3)).sum().backward()
+    assert static.stamp(model) == stamps[0]  # neither a run nor gradients write weights
+    optimizer.step()
+    differs()
+    model.train()
+    model(torch.randn(5, 3))  # running statistics
+    differs()
+    model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
+    differs()
+    model[0].weight.data = torch.zeros(4, 3)
+    differs()
+    model[0].bias = None
+    differs()
+    model.append(nn.Linear(4, 4))
+    differs()
+
+
+def test_the_stamp_of_what_counts_no_writes() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(2, 2)
+    with torch.device("meta"):
+        hollow = nn.Linear(2, 2)
+    for one in (model, hollow, nn.LazyLinear(2), nn.Module(), hostile_module()):
+        assert static.stamp(one) == static.stamp(one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from ess_widgets.lab import opened, service, shown
 from ess_widgets.lab.code import line
 from ess_widgets.lab.errors import LabError
 from ess_widgets.lab.source import arguments
+from ess_widgets.lab.tasks import Task
 
 TEXT = "To be, or not to be, that is the question."
 READS = {"tokenizer": "tokenizer", "text": TEXT}
@@ -47,21 +49,26 @@ class Channel:
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
-        self.closed = False
+        self.closed = threading.Event()
+        self.gone: Any = None
 
     def send(self, data: Any) -> None:
-        assert not self.closed
+        assert not self.closed.is_set()
         self.sent.append(json.loads(json.dumps(data, allow_nan=False)))
 
+    def on_close(self, call: Any) -> None:
+        self.gone = call
+
     def close(self) -> None:
-        self.closed = True
+        self.closed.set()
 
 
 def ask(what: str, /, **rest: Any) -> Any:
     channel = Channel()
     service._on_open(channel, {"content": {"data": {"ask": what, **rest}}})
-    assert channel.closed
-    (reply,) = channel.sent
+    assert channel.closed.wait(60)
+    *progress, reply = channel.sent
+    assert all(set(word) == {"progress"} for word in progress)
     return reply
 
 
@@ -87,7 +94,7 @@ def test_explore_and_close(space: dict[str, Any], source: dict[str, Any]) -> Non
     found = value("explore", name="model", source=source, options=options, layer="layers.1.attention")
     explorer = opened()
     assert opened("model") is explorer
-    assert found == {"model_id": explorer.model_id, "title": "SmallLM", "id": str(id(space["model"]))}
+    assert found == {"model_id": explorer.model_id}
     explorer.wait()
     assert (explorer.kind, explorer.tol, explorer.scale) == ("tolerance", 0.01, "linear")
     assert explorer.selection.layer == "layers.1.attention"
@@ -108,9 +115,10 @@ def test_opened_gives_the_newest_that_is_still_open(space: dict[str, Any]) -> No
 
 def test_diagnose(space: dict[str, Any]) -> None:
     found = value("diagnose", name="model", source=READS, options={}, texts=[TEXT, TEXT[::-1]])
-    assert "2" in found["headline"]
-    assert value("diagnose", name="model", source={"inputs": "ids"}, options={})["headline"]
-    value("close", model_id=found["model_id"])
+    view = shown.find(found["model_id"]).view
+    assert len(view._diagnosis.layers) == 2
+    again = value("diagnose", name="model", source={"inputs": "ids"}, options={}, replaces=found["model_id"])
+    assert view.comm is None and shown.find(found["model_id"]) is None and shown.find(again["model_id"])
     refused = ask("diagnose", name="model", source=READS, options={"max_tokens": 5})
     assert refused["error"]["kind"] == "ValueError" and "limit is 5" in refused["error"]["message"]
 
@@ -122,6 +130,98 @@ def test_scan(space: dict[str, Any]) -> None:
         assert (layer["count"], layer["state"], layer["grows"]) == (2, len(TEXT) - 1, True)
         assert layer["verified"] and layer["residual"] <= layer["limit"] == 1e-5
     assert found["skipped"] == {}
+
+
+class Slow(nn.Module):
+    """A model that can be stopped from outside between two of its layers."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.inner = SmallLM(SmallConfig(width=16, layers=layers, heads=2))
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits = self.inner(ids)
+        self.reached.set()
+        assert self.go_on.wait(60)
+        return torch.relu(logits)
+
+
+@pytest.mark.parametrize("what", ["scan", "diagnose"])
+def test_a_closed_comm_cancels(space: dict[str, Any], what: str) -> None:
+    space["gone"] = model = Slow(2)
+    channel = Channel()
+    question = {"ask": what, "name": "gone", "source": {"inputs": "ids"}, "options": {}}
+    service._on_open(
+        channel, {"content": {"data": question}}
+    )  # returns at once: other questions are not kept waiting
+    assert model.reached.wait(60) and not channel.sent
+    channel.gone({})
+    model.go_on.set()
+    assert channel.closed.wait(60)
+    (reply,) = channel.sent
+    assert not reply["ok"] and reply["error"]["kind"] == "Cancelled"
+    assert not shown._shown
+    space["gone"] = None
+
+
+@pytest.mark.parametrize("what", ["scan", "diagnose"])
+def test_cancelled_between_layers(space: dict[str, Any], what: str) -> None:
+    heard: list[dict[str, int]] = []
+
+    def say(word: dict[str, int]) -> None:
+        heard.append(word)
+        task.cancel()
+
+    task = Task(say)
+    reply = service.answer({"ask": what, "name": "model", "source": READS}, task)
+    assert heard == [{"done": 0, "of": 2}] and reply["error"]["kind"] == "Cancelled"
+
+
+def test_progress_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 10.05, 10.11, 10.2, 10.3])
+    monkeypatch.setattr("ess_widgets.lab.tasks.time.perf_counter", lambda: next(clock))
+    heard: list[int] = []
+    task = Task(lambda word: heard.append(word["done"]))
+    for done in range(5):
+        task.progress(done, 5)
+    assert heard == [0, 2, 4]
+
+
+def test_what_a_view_is_of(space: dict[str, Any]) -> None:
+    model, key = SmallLM(SmallConfig(width=16, layers=2, heads=2)), {"name": "gone", "source": READS}
+    space["gone"] = model
+    shows = value("explore", **key)
+    explorer = opened("gone")
+    explorer.wait()
+    before = explorer.captured
+    assert value("check", **shows) == {"state": "current"}
+    with torch.no_grad():
+        model.layers[1].attention.qkv.weight.mul_(2)
+    assert value("check", **shows) == {"state": "changed"}
+    assert value("refresh", **shows) is None
+    explorer.wait()
+    assert value("check", **shows) == {"state": "current"}
+    assert not torch.equal(
+        before["layers.1.attention"].outputs, explorer.captured["layers.1.attention"].outputs
+    )
+
+    # What the user has set goes on with the new object of the name.
+    explorer.text, explorer.kind, explorer.scale = "Another text.", "tolerance", "linear"
+    explorer.selection.update(layer="layers.0.attention", head=1, position=3, pinned=True)
+    space["gone"] = SmallLM(SmallConfig(width=16, layers=1, heads=2))
+    assert value("check", **shows) == {"state": "another"}
+    again = value("explore", **key, replaces=shows["model_id"])
+    assert explorer.comm is None and ask("check", **shows)["error"]["kind"] == "LabError"
+    explorer = opened("gone")
+    explorer.wait()
+    chosen = explorer.selection
+    assert (explorer.text, explorer.kind, explorer.scale) == ("Another text.", "tolerance", "linear")
+    assert (chosen.layer, chosen.head, chosen.position, chosen.pinned) == ("layers.0.attention", 1, 3, True)
+    assert list(explorer.captured) == ["layers.0.attention"]
+    space["gone"] = None
+    assert value("check", **again) == {"state": "gone"}
+    assert "closed in the kernel" in ask("refresh", model_id="nothing")["error"]["message"]
 
 
 def test_scan_of_a_window_that_is_longer_than_the_text(space: dict[str, Any]) -> None:

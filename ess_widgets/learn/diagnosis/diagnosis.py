@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from ess_widgets.capture import Capture, CaptureError, NotCausalError, UnknownLayerError, run
+from ess_widgets.capture import Cancelled, Capture, CaptureError, NotCausalError, UnknownLayerError, run
 
 from .broken import first_broken
 from .findings import SEVERITIES, Finding, judge
@@ -207,6 +207,8 @@ def diagnose(
     layers: Any = None,
     groups: int = 32,
     thresholds: Thresholds | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Look through every layer and head for what goes wrong with memory, worst first.
 
@@ -231,6 +233,11 @@ def diagnose(
         Of a layer with more groups than this (an operator for each channel), evenly spaced ones are looked at.
     thresholds : Thresholds, optional
         From where on a number is a sign.
+    should_stop : callable, optional
+        Asked before each torch call of the model and before each layer is measured; once it returns true,
+        ``ess_widgets.capture.Cancelled`` is raised.
+    on_progress : callable, optional
+        Called before each layer is measured with how many are done, and how many there are in all samples.
 
     Returns
     -------
@@ -275,9 +282,13 @@ def diagnose(
         )
     asked = Question(kind, tol, relative, limits)
     calls = samples(model, inputs, tokenizer)
-    looked = _Looked(model, asked, layers, groups)
+    looked = _Looked(model, asked, layers, groups, should_stop)
     for number, call in enumerate(calls):
-        looked.add(call, number)
+        for done, of in looked.add(call, number):
+            if on_progress is not None:
+                on_progress(number * of + done, len(calls) * of)
+            if should_stop is not None and should_stop():
+                raise Cancelled
     rows = looked.rows()
     findings = judge(rows, limits, kind, asked.name, failing)
     return Diagnosis(model, calls, rows, findings, asked, looked.notes(rows), tokenizer, groups)
@@ -286,8 +297,16 @@ def diagnose(
 class _Looked:
     """What the calls brought to light, layer by layer."""
 
-    def __init__(self, model: nn.Module, asked: Question, layers: Any, groups: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        asked: Question,
+        layers: Any,
+        groups: int,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
         self._model, self._asked, self._groups = model, asked, groups
+        self._should_stop = should_stop
         self._layers = (
             list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else layers
         )
@@ -302,8 +321,8 @@ class _Looked:
         self._behind: list[str] = []
         self._tokens: list[int] = []
 
-    def add(self, call: Sample, number: int) -> None:
-        """Run the model on one call and measure all of its samples."""
+    def add(self, call: Sample, number: int) -> Iterator[tuple[int, int]]:
+        """Run the model on one call and measure all of its samples; before each layer, which one it is, and of how many."""
         watch = Projections(self._model)
         captured = self._capture(call, number, watch)
         if captured is None:
@@ -311,7 +330,8 @@ class _Looked:
         self._skipped.update(captured.skipped)
         tokens = 0
         self._order += [name for name in captured if name not in self._order]
-        for name, layer in captured.items():
+        for index, (name, layer) in enumerate(captured.items()):
+            yield index, len(captured)
             try:
                 operator = layer.operator
             except CaptureError as error:
@@ -354,6 +374,7 @@ class _Looked:
                     call.args,
                     call.kwargs,
                     layers=self._layers,
+                    should_stop=self._should_stop,
                     on_layer=watch.seen,
                     keep_output=False,
                 )
@@ -369,7 +390,13 @@ class _Looked:
             return None
         with watch:
             return run(
-                self._model, call.args, call.kwargs, layers=before, on_layer=watch.seen, keep_output=False
+                self._model,
+                call.args,
+                call.kwargs,
+                layers=before,
+                should_stop=self._should_stop,
+                on_layer=watch.seen,
+                keep_output=False,
             )
 
     def rows(self) -> list[Row]:
