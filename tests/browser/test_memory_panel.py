@@ -115,6 +115,94 @@ def test_panel_and_view_come_back_with_the_page(lab: Lab, panel: MemoryPanel) ->
     )
 
 
+SLOW = """
+import time
+ticks = []
+class Slow(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = model
+    def forward(self, ids):
+        logits = self.inner(ids)
+        for _ in range(3000):
+            time.sleep(0.01)
+            ticks.append(time.time())
+            logits = torch.relu(logits)
+        return logits
+slow = Slow()
+"""
+
+
+@pytest.mark.parametrize("what", ["scan", "diagnose"])
+def test_what_is_slow_is_cancelled_and_keeps_nobody_waiting(lab: Lab, panel: MemoryPanel, what: str) -> None:
+    notebook = opened(lab, panel, THREE + SLOW, "late, _ = demo.load('bytes-LA')")
+    panel.press("slow", what)
+    told = panel.model("slow") if what == "scan" else panel.views
+    told.locator("progress").wait_for()
+    notebook.run(1)
+    panel.model("late")
+    assert told.locator("progress").is_visible()
+    told.get_by_role("button", name="Cancel").click()
+    told.locator("progress").wait_for(state="detached")
+    if what == "scan":
+        assert panel.model("slow").locator("[data-action=scan]").inner_text() == "Scan"
+        assert panel.root.locator("[role=alert]").count() == 0
+    else:
+        panel.views.get_by_role("button", name="Try again").wait_for()
+    lab.page.wait_for_timeout(300)
+    assert ast.literal_eval(notebook.execute("time.time() - ticks[-1]")) > 0.2
+
+
+def test_an_explorer_follows_weights_and_is_told_of_another_object(lab: Lab, panel: MemoryPanel) -> None:
+    write = "with torch.no_grad():\n    for p in model.parameters(): p.mul_(0.5)"
+    again = "model = ew.demo.load('bytes-GLA')[0]"
+    notebook = opened(lab, panel, THREE, write, again, "del model")
+    panel.press("model", "explore")
+    explorer = panel.views.locator(".ess-explorer")
+    explorer.locator(".ess-state[data-phase=ready]").wait_for()
+    explorer.locator("[data-part=text]").fill("All the past is here, and all the past is gone.")
+    notebook.execute("from ess_widgets import lab as memory; old = memory.opened('model')")
+    lab.page.wait_for_function(
+        "async (path) => (await lab.execute(path, 'old.text')).text.includes('All the past')",
+        arg=notebook.path,
+    )
+    notebook.execute("await old.wait(); before = old.captured")
+    notebook.run(1)
+    lab.page.wait_for_function(
+        "async (path) => (await lab.execute(path, 'old.captured is before')).text === 'False'",
+        arg=notebook.path,
+    )
+    bar = panel.views.locator(".jp-ess-bar")
+    assert bar.is_hidden()
+
+    notebook.run(2)
+    bar.get_by_text("model is another object now").wait_for()
+    bar.get_by_role("button", name="Show the new one").click()
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+    bar.wait_for(state="hidden")
+    notebook.execute("new = memory.opened('model')")
+    assert (
+        notebook.execute("new is old, old.comm is None, new.text == old.text").strip()
+        == "(False, True, True)"
+    )
+    notebook.run(3)
+    bar.get_by_text("model is no longer in the namespace").wait_for()
+
+
+def test_a_diagnosis_is_told_that_weights_have_changed(lab: Lab, panel: MemoryPanel) -> None:
+    write = "with torch.no_grad():\n    for p in model.parameters(): p.mul_(0.5)"
+    notebook = opened(lab, panel, THREE, write)
+    panel.press("model", "diagnose")
+    panel.views.locator(".ess-diagnosis table").wait_for()
+    notebook.run(1)
+    bar = panel.views.locator(".jp-ess-bar")
+    bar.get_by_text("The weights of model have changed since.").wait_for()
+    bar.get_by_role("button", name="Run again").click()
+    bar.wait_for(state="hidden")
+    panel.views.locator(".ess-diagnosis table").wait_for()
+    assert bar.is_hidden()
+
+
 HOSTILE = """
 import torch, time
 log = []

@@ -4,8 +4,9 @@ import { Clipboard, InputDialog, Notification, type WidgetTracker } from "@jupyt
 import { UUID } from "@lumino/coreutils";
 import type { TranslationBundle } from "@jupyterlab/translation";
 import { insertCode } from "./insert_code";
+import type { Asking } from "./kernel";
 import type { Memory, PanelModel } from "./model";
-import type { Code, Model, Source } from "./protocol";
+import type { Code, Model, Progress, Questions, Source } from "./protocol";
 import type { Settings } from "./settings";
 import { askSource, obvious } from "./source_dialog";
 import { ViewTab, type ViewSpec } from "./tab";
@@ -47,16 +48,24 @@ export class Actions {
       if (!link || !memory) return;
       const source = await this.source(model, memory);
       if (!source) return;
-      memory.scans.set(model.id, { state: "running" });
+      const abort = new AbortController();
+      const running = (progress: Progress | null) => {
+        memory.scans.set(model.id, { state: "running", progress, cancel: () => abort.abort() });
+        this.model.announce();
+      };
       memory.expanded.add(model.name);
-      this.model.announce();
+      running(null);
       try {
         const { options } = this.settings();
-        const scan = await link.ask("scan", { name: model.name, source: withText(source), options });
+        const asked = { name: model.name, source: withText(source), options };
+        const scan = await link.ask("scan", asked, { progress: running, signal: abort.signal });
         memory.scans.set(model.id, { state: "done", scan });
       } catch (error) {
-        memory.scans.set(model.id, { state: "failed", why: message(error) });
-        memory.sources.delete(model.id);
+        if (abort.signal.aborted) memory.scans.delete(model.id);
+        else {
+          memory.scans.set(model.id, { state: "failed", why: message(error) });
+          memory.sources.delete(model.id);
+        }
       }
       this.model.announce();
       if (!model.mixers) await this.model.refresh();
@@ -165,7 +174,14 @@ export class Actions {
     const tab: ViewTab = new ViewTab(
       spec,
       trans,
-      (one) => this.compute(one),
+      {
+        compute: (one, asking) => this.compute(one, asking),
+        check: async (one) => (await this.askAbout(one, "check")).state,
+        refresh: async (one) => {
+          await this.askAbout(one, "refresh");
+        },
+        follows: () => this.settings().autoRefresh,
+      },
       spec.kind === "explore" ? [again, inPython] : [again],
     );
     const beside = this.views.find((one) => one.spec.path === spec.path && !one.isDisposed);
@@ -189,7 +205,7 @@ export class Actions {
     else shell.add(tab, "main", { mode: "split-right", ...(notebook ? { ref: notebook.id } : {}) });
   }
 
-  private async compute(tab: ViewTab): Promise<void> {
+  private async compute(tab: ViewTab, asking: Asking): Promise<void> {
     const { spec } = tab;
     const place = this.model.places.find(spec.path);
     const link = this.model.places.link(place);
@@ -197,13 +213,13 @@ export class Actions {
     if (!link.busy && !(await link.prepare())) {
       throw new Error(this.trans.__("The kernel has no model called %1.", spec.name));
     }
-    this.release(spec);
     const { options } = this.settings();
-    const asked = { name: spec.name, source: withText(spec.source), options };
+    const replaces = link.kernel.id === spec.kernel ? spec.model : null;
+    const asked = { name: spec.name, source: withText(spec.source), options, replaces };
     const { model_id } =
       spec.kind === "explore"
-        ? await link.ask("explore", { ...asked, layer: spec.layer })
-        : await link.ask("diagnose", asked);
+        ? await link.ask("explore", { ...asked, layer: spec.layer }, asking)
+        : await link.ask("diagnose", asked, asking);
     if (tab.isDisposed) {
       spec.model = model_id;
       spec.kernel = link.kernel.id;
@@ -212,6 +228,13 @@ export class Actions {
     }
     await tab.draw(place, link, model_id);
     void this.views.save(tab);
+  }
+
+  private async askAbout<K extends "check" | "refresh">(tab: ViewTab, what: K): Promise<Questions[K][1]> {
+    const { spec } = tab;
+    const link = this.model.places.link(this.model.places.find(spec.path));
+    if (!link || !spec.model) throw new Error(this.trans.__("Open %1 and try again.", spec.path));
+    return link.ask(what, { model_id: spec.model });
   }
 
   /** Nothing is kept in the kernel for a tab that is closed. */

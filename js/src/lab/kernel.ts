@@ -1,7 +1,7 @@
 /** One kernel: whether it can be asked, when a cell has ended in it, questions and answers. */
 import type { Kernel, KernelMessage } from "@jupyterlab/services";
 import { Signal, type ISignal } from "@lumino/signaling";
-import { TARGET, type Answer, type Questions } from "./protocol";
+import { TARGET, type Progress, type Questions, type Reply } from "./protocol";
 
 export type Readiness =
   /** Not looked at yet. */
@@ -24,6 +24,12 @@ const boot = `(lambda sys, find:
   else "not loaded" if "torch" not in sys.modules
   else __import__("ess_widgets.lab.service", fromlist=["_"]).register()
 )(__import__("sys"), __import__("importlib.util", fromlist=["_"]).find_spec)`;
+
+/** Who asks a slow question: hears how far it is, and may end it. */
+export interface Asking {
+  progress?: (progress: Progress) => void;
+  signal?: AbortSignal;
+}
 
 /** What the kernel answered instead of a value. */
 export class KernelError extends Error {
@@ -111,8 +117,15 @@ export class KernelLink {
     return this.become(word as Readiness);
   }
 
-  /** One question; rejects with a `KernelError` where the kernel refused, or when it is gone. */
-  ask<K extends keyof Questions>(what: K, args: Questions[K][0]): Promise<Questions[K][1]> {
+  /**
+   * One question; rejects with a `KernelError` where the kernel refused, or when it is gone. Slow ones tell their
+   * `progress`, and end when `signal` is aborted.
+   */
+  ask<K extends keyof Questions>(
+    what: K,
+    args: Questions[K][0],
+    { progress, signal }: Asking = {},
+  ): Promise<Questions[K][1]> {
     type Value = Questions[K][1];
     if (!this.kernel.handleComms) {
       return Promise.reject(
@@ -121,20 +134,45 @@ export class KernelLink {
     }
     this.anchor ??= this.kernel.createComm(TARGET);
     const comm = this.kernel.createComm(TARGET);
-    let answered = false;
+    let settled = false;
+    let opened = false;
     const answer = new Promise<Value>((resolve, reject) => {
+      const refuse = (error: Error) => {
+        settled = true;
+        reject(error);
+      };
       comm.onMsg = (message) => {
-        const data = message.content.data as unknown as Answer<Value>;
-        answered = true;
-        if (data.ok) resolve(data.value);
-        else reject(new KernelError(data.error.kind, data.error.message));
+        const data = message.content.data as unknown as Reply<Value>;
+        if ("progress" in data) {
+          if (!settled) progress?.(data.progress);
+          return;
+        }
+        if (data.ok) {
+          settled = true;
+          resolve(data.value);
+        } else refuse(new KernelError(data.error.kind, data.error.message));
       };
       comm.onClose = () => {
-        if (answered) return;
+        if (settled) return;
         this.become("unknown");
-        reject(new KernelError("NoAnswer", "The kernel does not know this panel any more; refresh."));
+        refuse(new KernelError("NoAnswer", "The kernel does not know this panel any more; refresh."));
       };
-      this.ownThread(comm).then(() => comm.open({ ask: what, ...args } as never), reject);
+      const cancel = () => {
+        if (settled) return;
+        refuse(new KernelError("Cancelled", "Cancelled."));
+        if (opened && !comm.isDisposed && !this.kernel.isDisposed) comm.close();
+        else comm.dispose();
+      };
+      if (signal?.aborted) {
+        cancel();
+        return;
+      }
+      signal?.addEventListener("abort", cancel, { once: true });
+      this.ownThread(comm).then(() => {
+        if (settled) return;
+        opened = true;
+        comm.open({ ask: what, ...args } as never);
+      }, refuse);
     });
     return this.within(answer);
   }

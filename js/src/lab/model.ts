@@ -2,13 +2,16 @@
 import { Debouncer } from "@lumino/polling";
 import { Signal, type ISignal } from "@lumino/signaling";
 import type { KernelLink } from "./kernel";
-import type { Listing, Model, Scan, Source } from "./protocol";
+import type { Listing, Model, Progress, Scan, Source } from "./protocol";
 import type { Place, PlaceTracker } from "./tracker";
 
 /** Milliseconds without a cell running before the namespace is read: between the cells of one run there are fewer. */
-const QUIET = 150;
+export const QUIET = 150;
 
-export type Scanned = { state: "running" } | { state: "done"; scan: Scan } | { state: "failed"; why: string };
+export type Scanned =
+  | { state: "running"; progress: Progress | null; cancel: () => void }
+  | { state: "done"; scan: Scan }
+  | { state: "failed"; why: string };
 
 export class Memory {
   listing: Listing | null = null;

@@ -69,19 +69,35 @@ export interface Scan {
   skipped: Record<string, string>;
 }
 
+/** Layers of a slow question that are done. */
+export interface Progress {
+  done: number;
+  of: number;
+}
+
+/** How a view stands to what its name means now: weights were written, the name is another object's, or nobody's. */
+export type ViewState = "current" | "changed" | "another" | "gone";
+
 export type Code = "explore" | "diagnose" | "capture";
 
 /** Each question with what is sent and what comes back. */
 export interface Questions {
   models: [{ expanded: string[] }, Listing];
+  /** `replaces` is the view that goes once the new one is there; what was set in it goes on. */
   explore: [
-    { name: string; source: Source; options: Options; layer: string | null },
-    { model_id: string; title: string; id: string },
+    { name: string; source: Source; options: Options; layer: string | null; replaces: string | null },
+    { model_id: string },
   ];
-  diagnose: [{ name: string; source: Source; options: Options }, { model_id: string; headline: string }];
+  refresh: [{ model_id: string }, null];
+  check: [{ model_id: string }, { state: ViewState }];
+  diagnose: [
+    { name: string; source: Source; options: Options; replaces: string | null },
+    { model_id: string },
+  ];
   scan: [{ name: string; source: Source; options: Options }, Scan];
   close: [{ model_id: string }, null];
   code: [{ what: Code; name: string; source: Source; options: Options }, { code: string }];
 }
 
-export type Answer<T> = { ok: true; value: T } | { ok: false; error: { kind: string; message: string } };
+export type Reply<T> =
+  { progress: Progress } | { ok: true; value: T } | { ok: false; error: { kind: string; message: string } };

@@ -5,7 +5,8 @@ import { el } from "../dom";
 import type { Actions } from "./actions";
 import type { Memory, Scanned } from "./model";
 import type { Listing, Mixer, Model, ScannedLayer } from "./protocol";
-import { mixerFacts, modelFacts } from "./words";
+import { progressBar } from "./progress";
+import { mixerFacts, modelFacts, progressWords } from "./words";
 
 export interface Row {
   key: string;
@@ -96,12 +97,11 @@ function modelRow(
     button("explore", trans.__("Explore"), trans.__("Linked views of what each layer remembers"), () =>
       actions.explore(model),
     ),
-    button(
-      "scan",
-      running ? trans.__("Scanning…") : trans.__("Scan"),
-      trans.__("Run once; confirm each layer by its residual"),
-      () => actions.scan(model),
-    ),
+    running
+      ? button("scan", trans.__("Cancel"), trans.__("End the scan"), scanned.cancel)
+      : button("scan", trans.__("Scan"), trans.__("Run once; confirm each layer by its residual"), () =>
+          actions.scan(model),
+        ),
     button(
       "diagnose",
       trans.__("Diagnose"),
@@ -112,13 +112,6 @@ function modelRow(
       actions.code(model),
     ),
   );
-  (buttons.children[1] as HTMLButtonElement).disabled = running;
-  const told =
-    scanned?.state === "failed"
-      ? el("div", "jp-ess-error", { role: "alert" }, scanned.why)
-      : scanned?.state === "done"
-        ? el("div", "jp-ess-facts", { role: "status" }, verdict(scanned.scan.layers, trans))
-        : null;
   const node = el(
     "li",
     "jp-ess-model",
@@ -127,9 +120,26 @@ function modelRow(
     el("div", "jp-ess-facts", {}, modelFacts(model, trans)),
     also,
     buttons,
-    told,
+    scanned ? told(scanned, trans) : null,
   );
   return { key: model.name, node };
+}
+
+function told(scanned: Scanned, trans: TranslationBundle): HTMLElement {
+  switch (scanned.state) {
+    case "running":
+      return el(
+        "div",
+        "jp-ess-facts",
+        {},
+        progressBar(scanned.progress),
+        progressWords(scanned.progress, trans),
+      );
+    case "failed":
+      return el("div", "jp-ess-error", { role: "alert" }, scanned.why);
+    case "done":
+      return el("div", "jp-ess-facts", { role: "status" }, verdict(scanned.scan.layers, trans));
+  }
 }
 
 function verdict(found: readonly ScannedLayer[], trans: TranslationBundle): string {

@@ -2,12 +2,15 @@
 import { MainAreaWidget, ToolbarButton } from "@jupyterlab/apputils";
 import { MimeModel } from "@jupyterlab/rendermime";
 import type { TranslationBundle } from "@jupyterlab/translation";
-import { Widget, PanelLayout } from "@lumino/widgets";
-import { el } from "../dom";
+import type { Message } from "@lumino/messaging";
+import { Debouncer } from "@lumino/polling";
 import { memoryIcon } from "./icons";
-import type { KernelLink } from "./kernel";
-import type { Source } from "./protocol";
+import type { Asking, KernelLink } from "./kernel";
+import { QUIET } from "./model";
+import type { Source, ViewState } from "./protocol";
 import type { Place } from "./tracker";
+import { ViewBody } from "./view_body";
+import { stateWords } from "./words";
 
 const WIDGET_VIEW = "application/vnd.jupyter.widget-view+json";
 
@@ -24,42 +27,30 @@ export interface ViewSpec {
   model: string | null;
 }
 
-class Body extends Widget {
-  constructor() {
-    super();
-    this.addClass("jp-ess-view");
-    this.layout = new PanelLayout();
-  }
-
-  say(text: string, busy: boolean, buttons: HTMLElement[] = []): void {
-    this.clear();
-    const words = el("p", "jp-ess-words", { role: "status", "aria-live": "polite" }, text);
-    const mark = busy ? el("div", "jp-ess-spinner", { "aria-hidden": "true" }) : null;
-    const row = el("div", "jp-ess-buttons", {}, ...buttons);
-    this.replace(new Widget({ node: el("div", "jp-ess-notice", {}, mark, words, row) }));
-  }
-
-  replace(widget: Widget): void {
-    this.clear();
-    (this.layout as PanelLayout).addWidget(widget);
-  }
-
-  private clear(): void {
-    for (const widget of [...(this.layout as PanelLayout).widgets]) widget.dispose();
-  }
+/** What a tab has done for it. */
+export interface Deeds {
+  compute(tab: ViewTab, asking: Asking): Promise<void>;
+  check(tab: ViewTab): Promise<ViewState>;
+  refresh(tab: ViewTab): Promise<void>;
+  /** Whether views follow what cells have done without being told. */
+  follows(): boolean;
 }
 
-export class ViewTab extends MainAreaWidget<Body> {
-  private readonly body: Body;
+export class ViewTab extends MainAreaWidget<ViewBody> {
+  private readonly body: ViewBody;
+  private readonly later = new Debouncer(() => this.check(), QUIET);
   private link: KernelLink | null = null;
+  private running: AbortController | null = null;
+  /** Cells have run since it was last compared with what its name means. */
+  private stale = false;
 
   constructor(
     readonly spec: ViewSpec,
     private readonly trans: TranslationBundle,
-    private readonly run: (tab: ViewTab) => Promise<void>,
+    private readonly deeds: Deeds,
     toolbar: { label: string; tooltip: string; onClick: () => void }[],
   ) {
-    const body = new Body();
+    const body = new ViewBody(trans);
     super({ content: body });
     this.body = body;
     this.id = spec.id;
@@ -74,28 +65,25 @@ export class ViewTab extends MainAreaWidget<Body> {
 
   /** Say that something will come. */
   wait(): void {
-    this.body.say(
-      this.spec.kind === "explore"
-        ? this.trans.__("Opening %1…", this.spec.name)
-        : this.trans.__("Diagnosing %1: every layer and head is measured…", this.spec.name),
-      true,
-    );
+    this.body.wait(this.waiting);
   }
 
   /** Compute in the kernel and show; what is refused is said, with a way to try again. */
   async start(): Promise<void> {
-    this.wait();
+    this.running?.abort();
+    const running = (this.running = new AbortController());
+    const cancel = { label: this.trans.__("Cancel"), press: () => running.abort() };
+    const progress = this.body.wait(this.waiting, cancel);
     try {
-      await this.run(this);
+      await this.deeds.compute(this, { progress, signal: running.signal });
     } catch (error) {
-      if (!this.isDisposed) this.fail(error instanceof Error ? error.message : String(error));
+      if (this.isDisposed || this.running !== running) return;
+      this.fail(error instanceof Error ? error.message : String(error));
     }
   }
 
   fail(why: string): void {
-    const again = el("button", "jp-mod-styled jp-mod-accept", { type: "button" }, this.trans.__("Try again"));
-    again.onclick = () => void this.start();
-    this.body.say(why, false, [again]);
+    this.body.say(why, { label: this.trans.__("Try again"), press: () => void this.start() });
   }
 
   /** Draw the kernel's widget with what draws the widgets of the notebook it belongs to. */
@@ -103,9 +91,10 @@ export class ViewTab extends MainAreaWidget<Body> {
     this.spec.model = modelId;
     this.spec.kernel = link.kernel.id;
     if (this.link !== link) {
-      this.link?.restarted.disconnect(this.onRestart);
+      this.unlink();
       this.link = link;
       link.restarted.connect(this.onRestart);
+      link.executed.connect(this.onExecuted);
     }
     if (!place.rendermime.preferredMimeType({ [WIDGET_VIEW]: {} }, "any")) {
       this.fail(
@@ -121,6 +110,75 @@ export class ViewTab extends MainAreaWidget<Body> {
     await renderer.renderModel(new MimeModel({ data }));
   }
 
+  override dispose(): void {
+    this.running?.abort();
+    this.later.dispose();
+    this.unlink();
+    super.dispose();
+  }
+
+  protected override onAfterShow(message: Message): void {
+    super.onAfterShow(message);
+    if (this.stale) void this.later.invoke();
+  }
+
+  private get waiting(): string {
+    const { spec, trans } = this;
+    return spec.kind === "explore"
+      ? trans.__("Opening %1…", spec.name)
+      : trans.__("Diagnosing %1: every layer and head is measured.", spec.name);
+  }
+
+  /** Whether this is still what the name means; an explorer whose weights have changed runs again. */
+  private async check(): Promise<void> {
+    const { spec, link } = this;
+    if (!spec.model || !link || link.busy || this.isDisposed) return;
+    this.stale = false;
+    try {
+      const state = await this.deeds.check(this);
+      if (state === "changed" && spec.kind === "explore" && this.deeds.follows())
+        await this.deeds.refresh(this);
+      else this.tell(state);
+    } catch (error) {
+      console.debug("ess-widgets: a view could not be compared with its model.", error);
+    }
+  }
+
+  private tell(state: ViewState): void {
+    const { body, spec, trans } = this;
+    if (this.isDisposed) return;
+    if (state === "current") {
+      body.tell("");
+      return;
+    }
+    const anew = { label: trans.__("Show the new one"), press: () => void this.start() };
+    const rerun = { label: trans.__("Run again"), press: () => void this.rerun() };
+    body.tell(
+      stateWords(state, spec.name, trans),
+      state === "another" ? anew : state === "changed" ? rerun : null,
+    );
+  }
+
+  private async rerun(): Promise<void> {
+    if (this.spec.kind === "diagnose") return this.start();
+    this.body.tell("");
+    try {
+      await this.deeds.refresh(this);
+    } catch (error) {
+      if (!this.isDisposed) this.fail(error instanceof Error ? error.message : String(error));
+    }
+  }
+
+  private unlink(): void {
+    this.link?.restarted.disconnect(this.onRestart);
+    this.link?.executed.disconnect(this.onExecuted);
+  }
+
+  private readonly onExecuted = (): void => {
+    this.stale = true;
+    if (this.isVisible) void this.later.invoke();
+  };
+
   private readonly onRestart = (): void => {
     this.spec.model = null;
     if (!this.isDisposed) {
@@ -132,9 +190,4 @@ export class ViewTab extends MainAreaWidget<Body> {
       );
     }
   };
-
-  override dispose(): void {
-    this.link?.restarted.disconnect(this.onRestart);
-    super.dispose();
-  }
 }

@@ -2,7 +2,7 @@
 import type { TranslationBundle } from "@jupyterlab/translation";
 import type { KernelLink } from "./kernel";
 import type { Memory } from "./model";
-import type { Mixer, Model, ScannedLayer } from "./protocol";
+import type { Mixer, Model, Progress, ScannedLayer, ViewState } from "./protocol";
 
 const units: [number, string][] = [
   [1e9, "B"],
@@ -46,6 +46,28 @@ export function mixerFacts(mixer: Mixer | ScannedLayer, trans: TranslationBundle
       ? ""
       : trans.__("state %1", mixer.state);
   return [groups, state].filter((part) => part !== "").join(", ");
+}
+
+export function progressWords(progress: Progress | null, trans: TranslationBundle): string {
+  return progress === null
+    ? trans.__("Running the model…")
+    : trans.__("%1 of %2 layers", progress.done, progress.of);
+}
+
+/** What a view is told of that shows something else than its name means now. */
+export function stateWords(
+  state: Exclude<ViewState, "current">,
+  name: string,
+  trans: TranslationBundle,
+): string {
+  switch (state) {
+    case "changed":
+      return trans.__("The weights of %1 have changed since.", name);
+    case "another":
+      return trans.__("%1 is another object now; this view still shows the old one.", name);
+    case "gone":
+      return trans.__("%1 is no longer in the namespace; this view keeps it alive.", name);
+  }
 }
 
 /** Why there is nothing to list; empty where there is a list. `install` is a line to run in a cell. */
