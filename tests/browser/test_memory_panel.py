@@ -142,7 +142,7 @@ def test_what_is_slow_is_cancelled_and_keeps_nobody_waiting(lab: Lab, panel: Mem
     notebook.run(1)
     panel.model("late")
     assert told.locator("progress").is_visible()
-    told.get_by_role("button", name="Cancel").click()
+    told.get_by_role("button", name="Stop").click()
     told.locator("progress").wait_for(state="detached")
     if what == "scan":
         assert panel.model("slow").locator("[data-action=scan]").inner_text() == "Scan"
@@ -340,17 +340,37 @@ importlib.util.find_spec = lambda name, *rest: None if name == {hidden!r} else f
     assert line in notebook.cell(1).inner_text()
 
 
-def test_the_colour_map_of_the_settings_reaches_the_page(lab: Lab) -> None:
-    write = """async ([raw, token]) => (await fetch(`/lab/api/settings/ess-widgets:plugin?token=${token}`,
-      { method: 'PUT', body: JSON.stringify({ raw }) })).status"""
-    colours = "(name) => document.body.style.getPropertyValue('--ess-colours') === name"
-    lab.page.wait_for_function(colours, arg="default")
+def test_settings_hold_at_once_and_after_a_reload(lab: Lab, panel: MemoryPanel) -> None:
+    notebook = opened(lab, panel, THREE)
+    panel.press("model", "explore")
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+    pictures = "[...document.querySelectorAll('.jp-ess-view canvas')].map((one) => one.toDataURL()).join()"
+    before = lab.page.evaluate(pictures)
     try:
-        assert lab.page.evaluate(write, ['{"colours": "magma"}', lab.server.token]) == 204
+        lab.page.evaluate("() => jupyterapp.commands.execute('settingeditor:open', {query: 'Memory'})")
+        form = lab.page.locator(".jp-SettingsForm")
+        form.locator("[id$=_colours]").select_option(label="magma")
+        form.locator("[id$=_kind]").select_option(label="tolerance")
+        form.locator("[id$=_tol]").fill("0.25")
+        colours = "() => document.body.style.getPropertyValue('--ess-colours') === 'magma'"
+        lab.page.wait_for_function(colours)
+        lab.page.locator(".lm-TabBar-tab", has_text="Settings").locator(".lm-TabBar-tabCloseIcon").click()
+        lab.page.wait_for_function(f"(before) => {pictures} !== before", arg=before)
+        lab.page.wait_for_function(
+            """async (token) => (await (await fetch(`/lab/api/settings/ess-widgets:plugin?token=${token}`)).json())
+              .settings.tol === 0.25""",
+            arg=lab.server.token,
+        )
+        panel.press("gla", "explore")
+        panel.views.locator(".ess-explorer").nth(1).wait_for()
+        notebook.execute("from ess_widgets import lab as memory; new = memory.opened('gla')")
+        assert notebook.execute("new.kind, new.tol").strip() == "('tolerance', 0.25)"
         lab.load()
-        lab.page.wait_for_function(colours, arg="magma")
+        lab.page.wait_for_function(colours)
     finally:
-        lab.page.evaluate(write, ["{}", lab.server.token])
+        write = """async (token) => (await fetch(`/lab/api/settings/ess-widgets:plugin?token=${token}`,
+          { method: 'PUT', body: JSON.stringify({ raw: '{}' }) })).status"""
+        lab.page.evaluate(write, lab.server.token)
         lab.load()
 
 

@@ -159,7 +159,7 @@ export class KernelLink {
       };
       const cancel = () => {
         if (settled) return;
-        refuse(new KernelError("Cancelled", "Cancelled."));
+        refuse(new KernelError("Cancelled", "Stopped."));
         if (opened && !comm.isDisposed && !this.kernel.isDisposed) comm.close();
         else comm.dispose();
       };

@@ -98,7 +98,7 @@ function modelRow(
       actions.explore(model),
     ),
     running
-      ? button("scan", trans.__("Cancel"), trans.__("End the scan"), scanned.cancel)
+      ? button("scan", trans.__("Stop"), trans.__("End the scan"), scanned.cancel)
       : button("scan", trans.__("Scan"), trans.__("Run once; confirm each layer by its residual"), () =>
           actions.scan(model),
         ),

@@ -72,7 +72,7 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
   async start(): Promise<void> {
     this.running?.abort();
     const running = (this.running = new AbortController());
-    const cancel = { label: this.trans.__("Cancel"), press: () => running.abort() };
+    const cancel = { label: this.trans.__("Stop"), press: () => running.abort() };
     const progress = this.body.wait(this.waiting, cancel);
     try {
       await this.deeds.compute(this, { progress, signal: running.signal });
