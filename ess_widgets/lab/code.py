@@ -10,11 +10,18 @@ from ess_widgets.widgets.explorer import SAMPLE_TEXT
 
 __all__ = ["line"]
 
-_DEFAULTS: dict[str, Any] = {"kind": "entropy", "tol": 1e-3, "max_tokens": 2048, "groups": 32, "scale": "log"}
+_DEFAULTS: dict[str, Any] = {
+    "kind": "entropy",
+    "tol": 1e-3,
+    "max_tokens": 2048,
+    "groups": 32,
+    "scale": "log",
+    "layers": None,
+}
 _TAKES = {
-    "explore": ("kind", "tol", "max_tokens", "groups", "scale"),
-    "diagnose": ("kind", "tol", "groups"),
-    "capture": (),
+    "explore": ("kind", "tol", "layers", "max_tokens", "groups", "scale"),
+    "diagnose": ("kind", "tol", "layers", "groups"),
+    "capture": ("layers",),
 }
 
 
@@ -29,7 +36,7 @@ def line(what: str, reference: str, source: Mapping[str, Any], options: Mapping[
     source : mapping
         What it reads, as in :func:`ess_widgets.lab.source.arguments`, with Python in place of names.
     options : mapping
-        Those of the panel; what is as it is by default is left out.
+        Those of the panel, and ``layers``; what is as it is by default is left out.
 
     Examples
     --------
@@ -70,9 +77,10 @@ def _capture(model: str, source: Mapping[str, Any], given: list[str]) -> str:
     if "tokenizer" not in source:
         inputs = _inputs(source)
         star = "*" if _is_tuple(inputs) else ""
-        return f"import ess_widgets as ew\n\ncaptured = ew.capture({model}, {star}{inputs})\ncaptured"
+        return f"import ess_widgets as ew\n\ncaptured = ew.capture({', '.join([model, star + inputs, *given])})\ncaptured"
     ids = f"torch.tensor([{source['tokenizer']}.encode({_text(source)})], device=next({model}.parameters()).device)"
-    return f"import ess_widgets as ew\nimport torch\n\ncaptured = ew.capture({model}, {ids})\ncaptured"
+    call = f"ew.capture({', '.join([model, ids, *given])})"
+    return f"import ess_widgets as ew\nimport torch\n\ncaptured = {call}\ncaptured"
 
 
 def _text(source: Mapping[str, Any]) -> str:

@@ -11,7 +11,9 @@ from torch import nn
 
 from . import static
 
-__all__ = ["FAMILIES", "HEADS", "Guess", "Place"]
+__all__ = ["AHEAD", "FAMILIES", "HEADS", "Guess", "Place"]
+
+AHEAD = "bidirectional attention"
 
 HEADS = (
     "num_heads",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -10,10 +11,10 @@ from ess_widgets.capture import registry
 
 from . import static
 from .convolutions import convolution, gated_convolution
-from .families import FAMILIES, Guess, Place
+from .families import AHEAD, FAMILIES, Guess, Place
 from .softmax import softmax
 
-__all__ = ["guess"]
+__all__ = ["causal_part", "guess"]
 
 _DEEPEST = 200
 _SIMPLE = "torch.nn.modules."
@@ -42,6 +43,34 @@ def guess(model: Any) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     _walk(Place(model, "", None), rows, {id(model)}, 0)
     return rows
+
+
+def causal_part(rows: list[dict[str, Any]]) -> str | None:
+    """The module that holds all causal mixers and no other: an encoder's have no effective state-size.
+
+    Parameters
+    ----------
+    rows : list of dict
+        From :func:`guess`.
+
+    Returns
+    -------
+    str or None
+        A path for ``layers=``; None where all mixers are alike, or are not told apart by where they are.
+
+    Examples
+    --------
+    >>> causal_part([{"path": "encoder.0.attn", "family": AHEAD}, {"path": "decoder.0.attn", "family": "convolution"}])
+    'decoder.0'
+    """
+    ahead = [f"{row['path']}." for row in rows if row["family"] == AHEAD]
+    causal = [row["path"].split(".")[:-1] for row in rows if row["family"] != AHEAD]
+    if not ahead or not causal:
+        return None
+    shared = ".".join(
+        names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*causal, strict=False))
+    )
+    return None if not shared or any(path.startswith(f"{shared}.") for path in ahead) else shared
 
 
 def _walk(place: Place, rows: list[dict[str, Any]], seen: set[int], depth: int) -> None:

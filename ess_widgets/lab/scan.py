@@ -11,7 +11,8 @@ from ess_widgets.capture import Cancelled, CaptureError, LayerCapture, run
 from ess_widgets.learn.diagnosis.thresholds import Thresholds
 
 from . import static
-from .mixers import guess
+from .families import AHEAD
+from .mixers import causal_part, guess
 from .tasks import Task
 
 __all__ = ["scan"]
@@ -43,10 +44,11 @@ def scan(
         If the task was cancelled.
     """
     task = task or Task()
-    captured = run(model, args, kwargs, should_stop=task.cancelled, keep_output=False)
-    windowed = {
-        row["path"] for row in guess(model) if row["family"] == "softmax attention" and not row["grows"]
-    }
+    guesses = guess(model)
+    part = causal_part(guesses)
+    captured = run(model, args, kwargs, layers=part, should_stop=task.cancelled, keep_output=False)
+    windowed = {row["path"] for row in guesses if row["family"] == "softmax attention" and not row["grows"]}
+    ahead = [row["path"] for row in guesses if row["family"] == AHEAD] if part else []
     layers: list[dict[str, Any]] = []
     for layer in captured.values():
         task.progress(len(layers), len(captured))
@@ -55,7 +57,13 @@ def scan(
         layers.append(_layer(layer, windowed))
     return {
         "layers": layers,
-        "skipped": {static.shown(path): str(reason) for path, reason in captured.skipped.items()},
+        "skipped": {
+            **{
+                static.shown(path): "reads ahead: only a causal layer has an effective state-size"
+                for path in ahead
+            },
+            **{static.shown(path): str(reason) for path, reason in captured.skipped.items()},
+        },
     }
 
 

@@ -10,6 +10,7 @@ from . import shown, static
 from .code import line
 from .errors import LabError
 from .listing import find
+from .mixers import causal_part, guess
 from .namespace import survey
 from .source import arguments, resolve
 from .tasks import Task
@@ -100,6 +101,7 @@ def _explore(data: Mapping[str, Any]) -> dict[str, Any]:
     space = _space()
     entry, read = find(space, data["name"], "model"), resolve(data["source"], space)
     options = _options(data, "kind", "tol", "max_tokens", "groups", "scale")
+    options["layers"] = causal_part(guess(entry.value))
     if data.get("layer") is not None:
         options["selection"] = Selection(layer=data["layer"])
     if read.tokenizer is not None:
@@ -165,6 +167,7 @@ def _diagnose(data: Mapping[str, Any], task: Task) -> dict[str, Any]:
         entry.value,
         inputs,
         read.tokenizer,
+        layers=causal_part(guess(entry.value)),
         should_stop=task.cancelled,
         on_progress=task.progress,
         **_options(data, "kind", "tol", "groups"),
@@ -194,8 +197,9 @@ def _code(data: Mapping[str, Any]) -> dict[str, Any]:
     for name, sort in (("tokenizer", "tokenizer"), ("inputs", "inputs")):
         if name in source:
             source[name] = find(space, source[name], sort).expression
-    model = find(space, data["name"], "model").expression
-    return {"code": line(data["what"], model, source, data.get("options") or {})}
+    entry = find(space, data["name"], "model")
+    options = {**(data.get("options") or {}), "layers": causal_part(guess(entry.value))}
+    return {"code": line(data["what"], entry.expression, source, options)}
 
 
 def _known(ask: Any) -> str:

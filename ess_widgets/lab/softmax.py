@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import static
-from .families import Guess, Place
+from .families import AHEAD, Guess, Place
 
 __all__ = ["softmax"]
 
@@ -35,6 +35,8 @@ def softmax(place: Place) -> Guess | None:
         return None
     if place.crosses:
         return Guess("")
+    if _looks_ahead(place):
+        return Guess(AHEAD, "head", _heads(place))
     window = _window(place)
     return Guess(
         "softmax attention",
@@ -43,6 +45,13 @@ def softmax(place: Place) -> Guess | None:
         None if window is None else max(window - 1, 0),
         grows=window is None,
     )
+
+
+def _looks_ahead(place: Place) -> bool:
+    """An encoder's: the module itself says that it is not causal, or not a decoder's."""
+    own = static.instance_dict(place.module)
+    causal = dict.get(own, "is_causal", dict.get(own, "is_decoder"))
+    return causal is False
 
 
 def _heads(place: Place) -> int | None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import ess_widgets as ew
 from ess_widgets.demo.miniatures.mixers import MIXERS
 from ess_widgets.demo.small import SmallConfig, SmallLM
-from ess_widgets.lab.mixers import guess
+from ess_widgets.lab.families import AHEAD
+from ess_widgets.lab.mixers import causal_part, guess
 from tests.survey.models import build, call
 from tests.unit.hidden_kernels import plain
 
@@ -145,3 +146,29 @@ def test_broken_modules_are_survived() -> None:
     with torch.device("meta"):
         assert guess(nn.MultiheadAttention(4, 2))[0]["count"] == 2
     assert guess(nn.Sequential(nn.LazyConv1d(4, 3, padding=2))) != []
+
+
+@pytest.mark.parametrize(
+    ("rows", "part"),
+    [
+        ([("encoder.0.a", AHEAD), ("decoder.0.a", "x"), ("decoder.1.a", "x")], "decoder"),
+        ([("encoder.0.a", AHEAD)], None),
+        ([("layers.0.a", "x"), ("layers.1.a", "x")], None),
+        ([("layers.0.a", AHEAD), ("layers.1.a", "x"), ("layers.2.a", "x")], None),
+        ([("layers.0.a", AHEAD), ("layers.0b.a", "x")], "layers.0b"),
+        ([("enc.a", AHEAD), ("a", "x")], None),
+        ([], None),
+    ],
+)
+def test_the_causal_part(rows: list[tuple[str, str]], part: str | None) -> None:
+    assert causal_part([{"path": path, "family": family} for path, family in rows]) == part
+
+
+def test_encoders_read_ahead() -> None:
+    from transformers import BertConfig, BertLMHeadModel, BertModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    (row,) = guess(BertModel(BertConfig(**sizes, vocab_size=50)))
+    assert (row["family"], row["count"], row["state"], row["grows"]) == (AHEAD, 2, None, False)
+    (row,) = guess(BertLMHeadModel(BertConfig(**sizes, vocab_size=50, is_decoder=True)))
+    assert (row["family"], row["grows"]) == ("softmax attention", True)

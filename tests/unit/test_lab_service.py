@@ -232,6 +232,28 @@ def test_scan_of_a_window_that_is_longer_than_the_text(space: dict[str, Any]) ->
     assert (first["state"], first["grows"]) == (4, False)
 
 
+def test_of_an_encoder_and_a_decoder_the_decoder_is_looked_at(space: dict[str, Any]) -> None:
+    from transformers import T5Config, T5Model
+
+    config = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)
+    space["gone"] = T5Model(config).eval()
+    key = {"name": "gone", "source": {"expression": '{"input_ids": ids % 50, "decoder_input_ids": ids % 50}'}}
+    decoder = [f"decoder.block.{k}.layer.0.SelfAttention" for k in range(2)]
+    found = value("scan", **key)
+    assert [layer["path"] for layer in found["layers"]] == decoder
+    assert all(layer["verified"] for layer in found["layers"])
+    assert found["skipped"]["encoder.block.1.layer.0.SelfAttention"].startswith("reads ahead")
+    value("explore", **key)
+    explorer = opened("gone")
+    explorer.wait()
+    assert list(explorer.captured) == decoder
+    assert shown.find(value("diagnose", **key)["model_id"]).view._diagnosis.layers == decoder
+    done = dict(space)
+    exec(value("code", what="capture", **key)["code"], done)  # noqa: S102
+    assert list(done["captured"]) == decoder
+    space["gone"] = None
+
+
 @pytest.mark.parametrize(
     ("question", "kind", "words"),
     [
