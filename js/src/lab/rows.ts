@@ -4,7 +4,7 @@ import { formatNumber } from "../format";
 import { el } from "../dom";
 import type { Actions } from "./actions";
 import type { Memory, Scanned } from "./model";
-import type { Listing, Mixer, Model, ScannedLayer } from "./protocol";
+import type { Listing, Mixer, Model, Scan, ScannedLayer } from "./protocol";
 import { progressBar } from "./progress";
 import { mixerFacts, modelFacts, progressWords } from "./words";
 
@@ -12,6 +12,9 @@ export interface Row {
   key: string;
   node: HTMLElement;
 }
+
+/** A family that only guesses know: a scan leaves it out. */
+const AHEAD = "bidirectional attention";
 
 /** A guess and what a scan says of it; one of the two may be missing. */
 export interface Layer {
@@ -47,7 +50,7 @@ export function rows(listing: Listing, memory: Memory, actions: Actions, trans: 
         note(`${model.name} none`, trans.__("No sequence mixer recognised; Scan looks at what it does.")),
       );
     }
-    for (const layer of found) own.push(layerRow(model, layer, scan !== null, actions, trans));
+    for (const layer of found) own.push(layerRow(model, layer, scan, actions, trans));
     for (const [path, why] of Object.entries(scan?.skipped ?? {})) {
       if (!found.some((layer) => layer.path === path)) {
         own.push(note(`${model.name} skipped ${path}`, `${path}: ${why}`));
@@ -150,7 +153,7 @@ function verdict(found: readonly ScannedLayer[], trans: TranslationBundle): stri
 function layerRow(
   model: Model,
   layer: Layer,
-  wasScanned: boolean,
+  scan: Scan | null,
   actions: Actions,
   trans: TranslationBundle,
 ): Row {
@@ -167,9 +170,12 @@ function layerRow(
       "Residual of T u against the model's own output; at most %1 is explained by the dtype",
       formatNumber(scanned.limit),
     );
-  } else if (wasScanned) {
-    mark = trans.__("not seen");
-    why = trans.__("The scan did not capture this layer");
+  } else if (scan) {
+    const reason = scan.skipped[path];
+    mark = reason === undefined ? trans.__("not seen") : trans.__("left out");
+    why = reason ?? trans.__("The scan did not capture this layer");
+  } else if (known.family === AHEAD) {
+    why = trans.__("It reads ahead: only a causal layer has an effective state-size");
   }
   const label = path === "" ? trans.__("(the model itself)") : path;
   const node = el(
@@ -193,9 +199,11 @@ function layerRow(
       "div",
       "jp-ess-actions",
       {},
-      button("explore", trans.__("Explore"), trans.__("Open the explorer at this layer"), () =>
-        actions.explore(model, path),
-      ),
+      known.family === AHEAD
+        ? null
+        : button("explore", trans.__("Explore"), trans.__("Open the explorer at this layer"), () =>
+            actions.explore(model, path),
+          ),
       button("copy", trans.__("Copy path"), trans.__("Copy the layer's path"), () => actions.copy(path)),
     ),
   );
