@@ -96,7 +96,7 @@ def _model(entry: Entry, aliases: list[str], deadline: float) -> dict[str, Any]:
     kind = type(entry.value)
     return {
         "name": entry.name,
-        "id": str(id(entry.value)),
+        "id": static.identity(entry.value),
         "kind": static.kind_name(kind),
         "module": static.module_name(kind),
         **_count(entry.value, deadline),

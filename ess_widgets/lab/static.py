@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import types
+import weakref
 from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +18,7 @@ __all__ = [
     "attribute",
     "class_dict",
     "descends",
+    "identity",
     "instance_dict",
     "is_module",
     "items",
@@ -101,6 +105,26 @@ def items(mapping: dict[Any, Any]) -> list[tuple[Any, Any]]:
         except RuntimeError:
             continue
     return []
+
+
+_count = itertools.count(1)
+_lock = threading.RLock()  # a collection in between may come back here
+_known: dict[int, tuple[weakref.ref[Any], str]] = {}
+
+
+def identity(obj: Any) -> str:
+    """A word that stands for this object alone: ``id`` is given again to another once it is gone."""
+
+    def forget(_: Any, key: int = id(obj)) -> None:
+        with _lock:
+            if key in _known and _known[key][0]() is None:
+                del _known[key]
+
+    with _lock:
+        found = _known.get(id(obj))
+        if found is None or found[0]() is not obj:
+            _known[id(obj)] = found = weakref.ref(obj, forget), str(next(_count))
+        return found[1]
 
 
 def part(module: Any, name: str) -> list[tuple[str, Any]]:

@@ -133,6 +133,24 @@ describe("scanning", () => {
     expect(kernel.asked).toEqual(["models", "scan", "scan", "models"]);
   });
 
+  it("is one at a time for a model", async () => {
+    const actions = actionsOf();
+    actions.scan(gla);
+    await settle();
+    actions.scan(gla);
+    await settle();
+    expect(kernel.asked.filter((ask) => ask === "scan")).toHaveLength(1);
+  });
+
+  it("goes with the kernel that is restarted", async () => {
+    actionsOf().scan(gla);
+    await settle();
+    kernel.become("restarting");
+    await settle();
+    expect(memory().scans.size).toBe(0);
+    expect(memory().sources.size).toBe(0);
+  });
+
   it("asks nothing where the user does not say what the model shall read", async () => {
     memory().listing = aListing(gla);
     actionsOf().scan(gla);
@@ -170,6 +188,19 @@ describe("code", () => {
     notebooks.show(null);
     actionsOf().insert("x");
     expect(told()).toEqual(["There is no notebook or console to insert into."]);
+  });
+
+  it("goes where it was asked for, though another notebook is in front by then", async () => {
+    delete kernel.handlers.code;
+    const first = new FakeConsole("first", kernel);
+    consoles.show(first);
+    await model.refresh();
+    actionsOf().code(gla);
+    await settle();
+    consoles.show(console);
+    kernel.question("code").answer({ code: "ew.explore(gla)" });
+    await settle();
+    expect([first.typed, console.typed]).toEqual([["ew.explore(gla)"], []]);
   });
 
   it("that the kernel refuses is told", async () => {
@@ -236,6 +267,31 @@ describe("views", () => {
     expect(comm.closed).toBe(true);
     await settle();
     expect(notebook.content.rendermime.drawn).toEqual([]);
+  });
+
+  it.each(["close", "stop"])("are closed again where nobody waits for them any more: %s", async (how) => {
+    delete kernel.handlers.explore;
+    actionsOf().explore(gla);
+    await settle();
+    const late = kernel.question("explore");
+    if (how === "close") tab().dispose();
+    else [...tab().node.querySelectorAll("button")].find((one) => one.textContent === "Stop")!.click();
+    if (how === "stop") expect(tab().node.textContent).toContain("Stopped.");
+    late.answer({ model_id: "late" });
+    await settle();
+    expect(closed()).toEqual(["late"]);
+    expect(notebook.content.rendermime.drawn).toEqual([]);
+  });
+
+  it("follow their notebook to another name", async () => {
+    actionsOf().explore(gla);
+    await settle();
+    notebook.rename("b.ipynb");
+    await tab().start();
+    expect(notebook.content.rendermime.drawn).toEqual(["view 1", "view 2"]);
+    tab().dispose();
+    await settle();
+    expect(closed()).toEqual(["view 2"]);
   });
 
   it("take the place of the ones before them", async () => {

@@ -158,6 +158,7 @@ export class FakeKernel {
 
 export class FakeSession {
   readonly kernelChanged = new Signal<this, unknown>(this);
+  readonly propertyChanged = new Signal<this, unknown>(this);
   session: { kernel: FakeKernel | null } | null;
 
   constructor(
@@ -192,14 +193,19 @@ export class FakeRendermime {
 }
 
 export class FakeNotebook extends Widget {
-  readonly context: { path: string };
+  readonly context: { path: string; pathChanged: Signal<unknown, string> };
   readonly sessionContext: FakeSession;
   readonly content = { rendermime: new FakeRendermime() };
 
   constructor(path: string, kernel: FakeKernel | null) {
     super();
-    this.context = { path };
+    this.context = { path, pathChanged: new Signal<unknown, string>(this) };
     this.sessionContext = new FakeSession(kernel, path, path);
+  }
+
+  rename(path: string): void {
+    this.context.path = path;
+    this.context.pathChanged.emit(path);
   }
 }
 

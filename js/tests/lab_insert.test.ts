@@ -76,6 +76,13 @@ test("it is a code cell where new cells are text", () => {
   expect(cells().at(-1)).toEqual(["code", "a"]);
 });
 
+test("a notebook that is closed, or not read yet, gets nothing", () => {
+  for (const notebook of [{ content, isDisposed: true }, { content: { model: null } }]) {
+    expect(insertCode({ notebook } as unknown as Place, "a")).toBe(false);
+  }
+  expect(cells()).toHaveLength(2);
+});
+
 test("a console gets it in its prompt, where it has one", () => {
   const panel = new FakeConsole("Console 1", new FakeKernel());
   expect(insertCode({ notebook: null, console: panel } as unknown as Place, "a")).toBe(true);

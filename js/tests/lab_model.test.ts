@@ -259,3 +259,49 @@ it("does nothing where there is no kernel", async () => {
   expect(model.memory).toBeNull();
   expect(model.find("gla")).toBeNull();
 });
+
+describe("without refreshing by itself", () => {
+  beforeEach(async () => {
+    model.autoRefresh = false;
+    model.visible = true;
+    await pause();
+    expect(kernel.asked).toEqual(["models"]);
+  });
+
+  it("reads when a cell has ended what was asked for while it was running", async () => {
+    kernel.begin("a");
+    model.expand("gla", true);
+    kernel.end("a");
+    await pause();
+    expect(kernel.question("models").question).toMatchObject({ expanded: ["gla"] });
+    kernel.begin("b");
+    kernel.end("b");
+    await pause();
+    expect(kernel.asked).toHaveLength(2);
+  });
+
+  it("reads what has become old as soon as it refreshes again", async () => {
+    kernel.begin("a");
+    kernel.end("a");
+    await pause();
+    expect(kernel.asked).toHaveLength(1);
+    const changed = vi.fn();
+    model.changed.connect(changed);
+    model.autoRefresh = true;
+    expect(changed).toHaveBeenCalled();
+    await pause();
+    expect(kernel.asked).toHaveLength(2);
+  });
+});
+
+it("keeps nothing of objects that are gone", async () => {
+  await model.refresh();
+  const memory = model.memory!;
+  for (const id of ["1", "2"]) {
+    memory.scans.set(id, { state: "failed", why: "" });
+    memory.sources.set(id, { inputs: "x" });
+  }
+  await model.refresh();
+  expect([...memory.scans.keys()]).toEqual(["1"]);
+  expect([...memory.sources.keys()]).toEqual(["1"]);
+});

@@ -148,6 +148,26 @@ describe("a scan", () => {
     expect(keys).toEqual(["model", ...["a", "b", "d", "c"].map((path) => `model layer ${path}`)]);
   });
 
+  it("says why a layer that was guessed is left out", () => {
+    memory.expanded.add("model");
+    const skipped = { "layers.0": "reads ahead" };
+    memory.scans.set("1", { state: "done", scan: { layers: [], skipped } });
+    draw(aModel({ mixers: [aMixer()] }));
+    const mark = row("model layer layers.0").querySelector<HTMLElement>(".jp-ess-mark");
+    expect([mark?.textContent, mark?.title]).toEqual(["left out", "reads ahead"]);
+  });
+
+  it("offers no explorer of a layer that reads ahead", () => {
+    memory.expanded.add("model");
+    const ahead = aMixer({ path: "b", family: "bidirectional attention", grows: false });
+    draw(aModel({ mixers: [aMixer({ path: "a" }), ahead] }));
+    const actions = (path: string) =>
+      [...row(`model layer ${path}`).querySelectorAll<HTMLElement>("button")].map(
+        (one) => one.dataset["action"],
+      );
+    expect([actions("a"), actions("b")]).toEqual([["explore", "copy"], ["copy"]]);
+  });
+
   it("says what it skipped, where that has no row of its own", () => {
     memory.expanded.add("model");
     const skipped = { "layers.0": "no output", "layers.1": "cross attention" };

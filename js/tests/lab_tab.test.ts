@@ -15,6 +15,7 @@ const deeds = {
   check: vi.fn<Deeds["check"]>(),
   refresh: vi.fn<Deeds["refresh"]>(),
   follows: vi.fn<Deeds["follows"]>(),
+  save: vi.fn<Deeds["save"]>(),
 };
 
 function show(kind: ViewSpec["kind"] = "explore"): void {
@@ -54,6 +55,7 @@ beforeEach(() => {
   deeds.check.mockReset().mockResolvedValue("current");
   deeds.refresh.mockReset().mockResolvedValue(undefined);
   deeds.follows.mockReset().mockReturnValue(true);
+  deeds.save.mockReset();
 });
 afterEach(() => {
   tab.dispose();
@@ -192,4 +194,17 @@ it("asks nothing of a kernel that was restarted, and says so", async () => {
   expect(tab.spec.model).toBeNull();
   await runCell();
   expect(deeds.check).not.toHaveBeenCalled();
+});
+
+it("goes with its notebook to another name", async () => {
+  show();
+  await tab.start();
+  expect(deeds.save).toHaveBeenCalledTimes(1);
+  notebook.rename("folder/b.ipynb");
+  expect(tab.spec.path).toBe("folder/b.ipynb");
+  expect(tab.title.caption).toBe("gla (folder/b.ipynb)");
+  expect(deeds.save).toHaveBeenCalledTimes(2);
+  tab.dispose();
+  notebook.rename("c.ipynb");
+  expect(tab.spec.path).toBe("folder/b.ipynb");
 });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import json
 import time
 from collections import UserDict
@@ -92,7 +93,7 @@ def test_a_model_in_numbers() -> None:
     model = SmallLM(SmallConfig(vocab=16, width=8, layers=2, heads=2)).eval()
     (entry,) = survey({"model": model})["models"]
     assert entry == {
-        "name": "model", "id": str(id(model)), "kind": "SmallLM", "module": "ess_widgets.demo.small",
+        "name": "model", "id": static.identity(model), "kind": "SmallLM", "module": "ess_widgets.demo.small",
         "parameters": sum(p.numel() for p in model.parameters()), "complete": True, "device": "cpu",
         "dtype": "float32", "training": False, "language": True, "aliases": [], "mixers": None,
     }  # fmt: skip
@@ -314,3 +315,17 @@ def test_the_stamp_of_what_counts_no_writes() -> None:
         hollow = nn.Linear(2, 2)
     for one in (model, hollow, nn.LazyLinear(2), nn.Module(), hostile_module()):
         assert static.stamp(one) == static.stamp(one)
+
+
+def test_an_identity_is_never_given_twice() -> None:
+    seen = set()
+    for _ in range(50):
+        module = nn.Linear(2, 2)
+        word = static.identity(module)
+        assert static.identity(module) == word and word not in seen
+        seen.add(word)
+        del module
+    gc.collect()
+    assert not seen & {word for _, word in static._known.values()}  # what is gone is forgotten
+    hidden = hostile_module()
+    assert static.identity(hidden) == static.identity(hidden)

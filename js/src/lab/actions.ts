@@ -4,8 +4,8 @@ import { Clipboard, InputDialog, Notification, type WidgetTracker } from "@jupyt
 import { UUID } from "@lumino/coreutils";
 import type { TranslationBundle } from "@jupyterlab/translation";
 import { insertCode } from "./insert_code";
-import type { Asking } from "./kernel";
-import type { Memory, PanelModel } from "./model";
+import type { Asking, KernelLink } from "./kernel";
+import type { Memory, PanelModel, Scanned } from "./model";
 import type { Code, Model, Progress, Questions, Source } from "./protocol";
 import type { Settings } from "./settings";
 import { askSource, obvious } from "./source_dialog";
@@ -47,45 +47,54 @@ export class Actions {
       const { link, memory } = this.model;
       if (!link || !memory) return;
       const source = await this.source(model, memory);
-      if (!source) return;
+      if (!source || memory.scans.get(model.id)?.state === "running") return;
       const abort = new AbortController();
-      const running = (progress: Progress | null) => {
-        memory.scans.set(model.id, { state: "running", progress, cancel: () => abort.abort() });
+      let mine: Scanned;
+      const tell = (scanned: Scanned) => {
+        memory.scans.set(model.id, (mine = scanned));
         this.model.announce();
       };
+      // A restart, or a model that is gone, takes its scan along.
+      const holds = () => memory.scans.get(model.id) === mine;
+      const running = (progress: Progress | null) =>
+        tell({ state: "running", progress, cancel: () => abort.abort() });
       memory.expanded.add(model.name);
       running(null);
       try {
         const { options } = this.settings();
         const asked = { name: model.name, source: withText(source), options };
-        const scan = await link.ask("scan", asked, { progress: running, signal: abort.signal });
-        memory.scans.set(model.id, { state: "done", scan });
+        const progress = (done: Progress) => {
+          if (holds()) running(done);
+        };
+        const scan = await link.ask("scan", asked, { progress, signal: abort.signal });
+        if (holds()) tell({ state: "done", scan });
       } catch (error) {
-        if (abort.signal.aborted) memory.scans.delete(model.id);
-        else {
-          memory.scans.set(model.id, { state: "failed", why: message(error) });
+        if (!holds()) return;
+        if (abort.signal.aborted) {
+          memory.scans.delete(model.id);
+          this.model.announce();
+        } else {
+          tell({ state: "failed", why: message(error) });
           memory.sources.delete(model.id);
         }
       }
-      this.model.announce();
       if (!model.mixers) await this.model.refresh();
     });
   }
 
   code(model: Model, what: Code = "explore"): void {
     void this.guarded(async () => {
-      const { link, memory } = this.model;
+      const { link, memory, place } = this.model;
       if (!link || !memory) return;
       const source = await this.source(model, memory);
       if (!source) return;
       const { options } = this.settings();
       const { code } = await link.ask("code", { what, name: model.name, source: withText(source), options });
-      this.insert(code);
+      this.insert(code, place);
     });
   }
 
-  insert(code: string): void {
-    const { place } = this.model;
+  insert(code: string, place = this.model.place): void {
     if (place && insertCode(place, code)) return;
     Notification.warning(this.trans.__("There is no notebook or console to insert into."), {
       autoClose: 4000,
@@ -181,6 +190,7 @@ export class Actions {
           await this.askAbout(one, "refresh");
         },
         follows: () => this.settings().autoRefresh,
+        save: (one) => void this.views.save(one),
       },
       spec.kind === "explore" ? [again, inPython] : [again],
     );
@@ -216,18 +226,16 @@ export class Actions {
     const { options } = this.settings();
     const replaces = link.kernel.id === spec.kernel ? spec.model : null;
     const asked = { name: spec.name, source: withText(spec.source), options, replaces };
+    // An explorer is there in no time: it is not cancelled but closed again where nobody waits for it any more.
     const { model_id } =
       spec.kind === "explore"
-        ? await link.ask("explore", { ...asked, layer: spec.layer }, asking)
+        ? await link.ask("explore", { ...asked, layer: spec.layer })
         : await link.ask("diagnose", asked, asking);
-    if (tab.isDisposed) {
-      spec.model = model_id;
-      spec.kernel = link.kernel.id;
-      this.release(spec);
+    if (tab.isDisposed || asking.signal?.aborted) {
+      closeView(link, model_id);
       return;
     }
     await tab.draw(place, link, model_id);
-    void this.views.save(tab);
   }
 
   private async askAbout<K extends "check" | "refresh">(tab: ViewTab, what: K): Promise<Questions[K][1]> {
@@ -242,8 +250,7 @@ export class Actions {
     const link = this.model.places.link(this.model.places.find(spec.path));
     const id = spec.model;
     spec.model = null;
-    if (!id || !link || link.kernel.id !== spec.kernel) return;
-    link.ask("close", { model_id: id }).catch((error: unknown) => console.debug(error));
+    if (id && link?.kernel.id === spec.kernel) closeView(link, id);
   }
 
   private insertHandle(spec: ViewSpec): void {
@@ -272,6 +279,12 @@ export class Actions {
       Notification.error(message(error), { autoClose: 8000 });
     }
   }
+}
+
+function closeView(link: KernelLink, id: string): void {
+  link.ask("close", { model_id: id }).catch((error: unknown) => {
+    console.debug("ess-widgets: a view could not be closed in the kernel.", error);
+  });
 }
 
 function withText(source: Source): Source {

@@ -5,6 +5,7 @@ import type { Place } from "./tracker";
 export function insertCode(place: Place, code: string): boolean {
   if (place.notebook) {
     const { content } = place.notebook;
+    if (place.notebook.isDisposed || !content.model) return false;
     NotebookActions.insertBelow(content);
     NotebookActions.changeCellType(content, "code");
     content.activeCell?.model.sharedModel.setSource(code);

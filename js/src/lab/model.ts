@@ -20,6 +20,8 @@ export class Memory {
   reading = false;
   /** What was read may be old: cells have run since. */
   stale = true;
+  /** Somebody asked for it to be read while it could not be. */
+  wanted = false;
   readonly expanded = new Set<string>();
   /** By the object, not by its name. */
   readonly scans = new Map<string, Scanned>();
@@ -29,11 +31,20 @@ export class Memory {
     return this.stale;
   }
 
+  /** What was kept of objects that are gone. */
+  prune(): void {
+    const there = new Set(this.listing?.models.map((model) => model.id));
+    for (const kept of [this.scans, this.sources]) {
+      for (const id of kept.keys()) if (!there.has(id)) kept.delete(id);
+    }
+  }
+
   forget(): void {
     this.listing = null;
     this.error = "";
     this.stale = true;
     this.scans.clear();
+    this.sources.clear();
   }
 }
 
@@ -42,7 +53,7 @@ export class PanelModel {
   private readonly _changed = new Signal<this, void>(this);
   private readonly later: Debouncer;
   private _visible = false;
-  autoRefresh = true;
+  private _autoRefresh = true;
 
   constructor(readonly places: PlaceTracker) {
     this.later = new Debouncer(() => this.refresh(), QUIET);
@@ -83,6 +94,16 @@ export class PanelModel {
     this.wake();
   }
 
+  get autoRefresh(): boolean {
+    return this._autoRefresh;
+  }
+  set autoRefresh(autoRefresh: boolean) {
+    if (autoRefresh === this._autoRefresh) return;
+    this._autoRefresh = autoRefresh;
+    this._changed.emit();
+    this.wake();
+  }
+
   find(name: string): Model | null {
     const models = this.memory?.listing?.models ?? [];
     return models.find((one) => one.name === name || one.aliases.includes(name)) ?? null;
@@ -107,16 +128,17 @@ export class PanelModel {
     const memory = this.of(link);
     if (!link || !memory) return;
     if (memory.reading || link.busy || link.kernel.status === "dead") {
-      memory.stale = true;
+      memory.stale = memory.wanted = true;
       this._changed.emit();
       return;
     }
     memory.reading = true;
-    memory.stale = false;
+    memory.stale = memory.wanted = false;
     this._changed.emit();
     try {
       if (await link.prepare()) {
         memory.listing = await link.ask("models", { expanded: [...memory.expanded] });
+        memory.prune();
       } else memory.listing = null;
       memory.error = "";
     } catch (error) {
@@ -148,6 +170,6 @@ export class PanelModel {
   private wake(): void {
     const { memory } = this;
     if (!memory?.outdated() || !this._visible) return;
-    if (this.autoRefresh || memory.listing === null) void this.later.invoke();
+    if (this.autoRefresh || memory.wanted || memory.listing === null) void this.later.invoke();
   }
 }

@@ -34,12 +34,15 @@ export interface Deeds {
   refresh(tab: ViewTab): Promise<void>;
   /** Whether views follow what cells have done without being told. */
   follows(): boolean;
+  /** Its spec is another one. */
+  save(tab: ViewTab): void;
 }
 
 export class ViewTab extends MainAreaWidget<ViewBody> {
   private readonly body: ViewBody;
   private readonly later = new Debouncer(() => this.check(), QUIET);
   private link: KernelLink | null = null;
+  private place: Place | null = null;
   private running: AbortController | null = null;
   /** Cells have run since it was last compared with what its name means. */
   private stale = false;
@@ -55,7 +58,7 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
     this.body = body;
     this.id = spec.id;
     this.title.label = spec.kind === "explore" ? spec.name : trans.__("Diagnosis: %1", spec.name);
-    this.title.caption = `${this.title.label} (${spec.path})`;
+    this.caption();
     this.title.icon = memoryIcon;
     this.title.closable = true;
     for (const [k, button] of toolbar.entries()) {
@@ -72,12 +75,15 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
   async start(): Promise<void> {
     this.running?.abort();
     const running = (this.running = new AbortController());
-    const cancel = { label: this.trans.__("Stop"), press: () => running.abort() };
-    const progress = this.body.wait(this.waiting, cancel);
+    const stop = () => {
+      running.abort();
+      this.fail(this.trans.__("Stopped."));
+    };
+    const progress = this.body.wait(this.waiting, { label: this.trans.__("Stop"), press: stop });
     try {
       await this.deeds.compute(this, { progress, signal: running.signal });
     } catch (error) {
-      if (this.isDisposed || this.running !== running) return;
+      if (this.isDisposed || running.signal.aborted) return;
       this.fail(error instanceof Error ? error.message : String(error));
     }
   }
@@ -96,6 +102,10 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
       link.restarted.connect(this.onRestart);
       link.executed.connect(this.onExecuted);
     }
+    this.place?.renamed.disconnect(this.onRenamed);
+    this.place = place;
+    place.renamed.connect(this.onRenamed);
+    this.deeds.save(this);
     if (!place.rendermime.preferredMimeType({ [WIDGET_VIEW]: {} }, "any")) {
       this.fail(
         this.trans.__(
@@ -114,6 +124,7 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
     this.running?.abort();
     this.later.dispose();
     this.unlink();
+    this.place?.renamed.disconnect(this.onRenamed);
     super.dispose();
   }
 
@@ -173,6 +184,17 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
     this.link?.restarted.disconnect(this.onRestart);
     this.link?.executed.disconnect(this.onExecuted);
   }
+
+  private caption(): void {
+    this.title.caption = `${this.title.label} (${this.spec.path})`;
+  }
+
+  private readonly onRenamed = (): void => {
+    if (!this.place || this.place.path === this.spec.path) return;
+    this.spec.path = this.place.path;
+    this.caption();
+    this.deeds.save(this);
+  };
 
   private readonly onExecuted = (): void => {
     this.stale = true;

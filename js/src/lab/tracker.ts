@@ -9,8 +9,10 @@ import { KernelLink } from "./kernel";
 
 export interface Place {
   widget: Widget;
-  path: string;
-  name: string;
+  /** Where it is now: a notebook may be renamed. */
+  readonly path: string;
+  readonly name: string;
+  readonly renamed: ISignal<unknown, unknown>;
   session: ISessionContext;
   rendermime: IRenderMimeRegistry;
   notebook: NotebookPanel | null;
@@ -31,7 +33,7 @@ export class PlaceTracker {
     this.follow(this.other());
   }
 
-  /** Another place is in front, or its kernel is another one. */
+  /** Another place is in front, or its kernel or its name is another one. */
   get changed(): ISignal<this, void> {
     return this._changed;
   }
@@ -80,15 +82,17 @@ export class PlaceTracker {
 
   private follow(place: Place | null): void {
     if (place?.widget === this.place?.widget) return;
-    this.place?.session.kernelChanged.disconnect(this.onKernel);
+    this.place?.session.kernelChanged.disconnect(this.onChange);
+    this.place?.renamed.disconnect(this.onChange);
     this.place?.widget.disposed.disconnect(this.onClosed);
     this.place = place;
-    place?.session.kernelChanged.connect(this.onKernel);
+    place?.session.kernelChanged.connect(this.onChange);
+    place?.renamed.connect(this.onChange);
     place?.widget.disposed.connect(this.onClosed);
     this._changed.emit();
   }
 
-  private readonly onKernel = (): void => this._changed.emit();
+  private readonly onChange = (): void => this._changed.emit();
 
   private readonly onClosed = (widget: Widget): void => {
     if (this.place?.widget !== widget) return;
@@ -100,11 +104,16 @@ export class PlaceTracker {
 }
 
 export function notebookPlace(panel: NotebookPanel): Place {
-  const { path } = panel.context;
+  const { context } = panel;
   return {
     widget: panel,
-    path,
-    name: path.split("/").pop() ?? path,
+    get path() {
+      return context.path;
+    },
+    get name() {
+      return context.path.split("/").pop() ?? context.path;
+    },
+    renamed: context.pathChanged,
     session: panel.sessionContext,
     rendermime: panel.content.rendermime,
     notebook: panel,
@@ -113,12 +122,17 @@ export function notebookPlace(panel: NotebookPanel): Place {
 }
 
 function consolePlace(panel: ConsolePanel): Place {
-  const { path, name } = panel.sessionContext;
+  const { sessionContext } = panel;
   return {
     widget: panel,
-    path,
-    name,
-    session: panel.sessionContext,
+    get path() {
+      return sessionContext.path;
+    },
+    get name() {
+      return sessionContext.name;
+    },
+    renamed: sessionContext.propertyChanged,
+    session: sessionContext,
     rendermime: panel.console.rendermime,
     notebook: null,
     console: panel,
