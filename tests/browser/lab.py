@@ -215,6 +215,11 @@ class Notebook:
             raise AssertionError(f"the kernel raised {answer['error']}")
         return str(answer["text"])
 
+    def rename(self, name: str) -> None:
+        """Give the notebook another name, as a user would by its tab."""
+        self._js("lab.panel(path).context.rename(name)", name=name)
+        self.path = name
+
     def interrupt(self) -> None:
         """Interrupt the kernel."""
         self._js("lab.kernel(path).interrupt()")

@@ -189,6 +189,26 @@ def test_an_explorer_follows_weights_and_is_told_of_another_object(lab: Lab, pan
     bar.get_by_text("model is no longer in the namespace").wait_for()
 
 
+def test_a_view_goes_with_its_notebook_to_another_name(lab: Lab, panel: MemoryPanel) -> None:
+    notebook = opened(lab, panel, THREE)
+    panel.press("model", "explore")
+    explorer = panel.views.locator(".ess-explorer .ess-state[data-phase=ready]")
+    explorer.wait_for()
+    notebook.rename("renamed.ipynb")
+    panel.root.locator(".jp-ess-place", has_text="renamed.ipynb").wait_for()
+    notebook.execute("from ess_widgets import lab as memory; old = memory.opened('model')")
+    lab.page.get_by_role("button", name="Reopen").click()
+    lab.page.wait_for_function(
+        "async (path) => (await lab.execute(path, 'old.comm is None')).text === 'True'", arg=notebook.path
+    )
+    explorer.wait_for()
+    panel.close_views()
+    lab.page.wait_for_function(
+        "async (path) => (await lab.execute(path, 'len(memory.shown._shown)')).text === '0'",
+        arg=notebook.path,
+    )
+
+
 def test_a_diagnosis_is_told_that_weights_have_changed(lab: Lab, panel: MemoryPanel) -> None:
     write = "with torch.no_grad():\n    for p in model.parameters(): p.mul_(0.5)"
     notebook = opened(lab, panel, THREE, write)

@@ -11,7 +11,7 @@ from broken_models import DIM, GLA, HEADS, WIDTH, Attention, Model, ids, on_firs
 from torch import Tensor, nn
 
 import ess_widgets as ew
-from ess_widgets.capture import CaptureError
+from ess_widgets.capture import Cancelled, CaptureError
 from ess_widgets.learn import Thresholds, diagnose
 
 
@@ -355,6 +355,24 @@ def test_bad_input(softmax: Model) -> None:
         Thresholds(sink="much")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sink_tokens"):
         Thresholds(sink_tokens=0)
+
+
+def test_it_tells_how_far_it_is_and_can_be_stopped(softmax: Model) -> None:
+    heard: list[tuple[int, int]] = []
+    diagnose(softmax, [ids(40, 1), ids(20, 1)], on_progress=lambda *word: heard.append(word))
+    layers = len(diagnose(softmax, ids(40, 1)).layers)
+    assert layers > 1 and heard == [(done, 2 * layers) for done in range(2 * layers)]
+
+    def stop(done: int, of: int) -> None:
+        heard.append((done, of))
+
+    heard.clear()
+    with pytest.raises(Cancelled):
+        diagnose(softmax, ids(40, 1), on_progress=stop, should_stop=lambda: len(heard) == 1)
+    assert heard == [(0, layers)]
+    with pytest.raises(Cancelled):  # in the model's own run
+        diagnose(softmax, ids(40, 1), on_progress=stop, should_stop=lambda: True)
+    assert len(heard) == 1 and not any(m._forward_hooks for m in softmax.modules())
 
 
 def test_the_model_is_left_as_it_was(softmax: Model) -> None:
