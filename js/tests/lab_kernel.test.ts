@@ -1,6 +1,6 @@
 /** One kernel: can it be asked, is a cell running, what does it answer. */
 import { beforeEach, describe, expect, it, test, vi } from "vitest";
-import { KernelLink, type Asking } from "../src/lab/kernel";
+import { KernelLink, type Asking, type Loss } from "../src/lab/kernel";
 import { defaults } from "../src/lab/settings";
 import { aListing, FakeKernel } from "./lab_fakes";
 
@@ -276,19 +276,49 @@ describe("slow questions", () => {
 
 describe("a kernel that goes", () => {
   test.each([
-    ["restarting", "unknown", "The kernel was restarted."],
-    ["autorestarting", "unknown", "The kernel was restarted."],
-    ["dead", "dead", "The kernel died."],
-  ] as const)("%s", async (status, readiness, message) => {
+    ["restarting", "unknown", "The kernel was restarted.", "restarted"],
+    ["autorestarting", "unknown", "The kernel was restarted.", "restarted"],
+    ["dead", "dead", "The kernel died.", "dead"],
+  ] as const)("%s", async (status, readiness, message, loss) => {
     await link.prepare();
-    const restarted = counted(link.restarted);
+    const losses: Loss[] = [];
+    link.lost.connect((_, one) => losses.push(one));
     const answer = link.ask("close", { model_id: "1" });
     kernel.begin("a");
     kernel.become(status);
     await expect(answer).rejects.toMatchObject({ kind: "KernelGone", message });
     expect(link.readiness).toBe(readiness);
     expect(link.busy).toBe(false);
-    expect(restarted.times).toBe(1);
+    expect(losses).toEqual([loss]);
+  });
+
+  it("tells by its own messages of a restart by another page", async () => {
+    await link.prepare();
+    const losses: Loss[] = [];
+    link.lost.connect((_, one) => losses.push(one));
+    const answer = link.ask("close", { model_id: "1" });
+    const comms = kernel.comms.length;
+    kernel.tell("x", "busy", "shutdown_request");
+    await expect(answer).rejects.toMatchObject({ kind: "KernelGone" });
+    expect(kernel.comms.every((comm) => comm.isDisposed)).toBe(true);
+    kernel.tell("x", "idle", "shutdown_request");
+    kernel.tell("", "starting", "");
+    expect(losses).toEqual(["elsewhere"]);
+    expect(link.readiness).toBe("unknown");
+    kernel.tell("", "starting", "");
+    expect(losses).toEqual(["elsewhere", "elsewhere"]);
+    void link.ask("close", { model_id: "1" }).catch(() => undefined);
+    expect(kernel.comms).toHaveLength(comms + 2);
+  });
+
+  it("is not told of twice where the page itself restarted it", async () => {
+    await link.prepare();
+    const losses: Loss[] = [];
+    link.lost.connect((_, one) => losses.push(one));
+    kernel.become("restarting");
+    kernel.tell("", "starting", "");
+    kernel.become("idle");
+    expect(losses).toEqual(["restarted"]);
   });
 
   it("is not waited for while it is looked at", async () => {
@@ -312,7 +342,10 @@ describe("a kernel that goes", () => {
 
   it("rejects what was asked when it is closed", async () => {
     const answer = link.ask("close", { model_id: "1" });
+    const losses: Loss[] = [];
+    link.lost.connect((_, one) => losses.push(one));
     kernel.dispose();
+    expect(losses).toEqual(["disconnected"]);
     await expect(answer).rejects.toMatchObject({ kind: "KernelGone", message: "The kernel is gone." });
     expect(link.isDisposed).toBe(true);
   });

@@ -150,6 +150,42 @@ describe("reading", () => {
   });
 });
 
+describe("a kernel that does not answer", () => {
+  it("is said so after a while, and may be asked again", async () => {
+    kernel.handlers = {};
+    model.visible = true;
+    await pause();
+    expect([model.memory?.reading, model.memory?.slow]).toEqual([true, false]);
+    void model.refresh();
+    await pause();
+    expect(kernel.asked).toEqual(["models"]);
+    await vi.advanceTimersByTimeAsync(2500);
+    expect(model.memory?.slow).toBe(true);
+    const old = kernel.question("models");
+    void model.refresh();
+    await pause();
+    expect(kernel.asked).toEqual(["models", "models"]);
+    old.answer(aListing(aModel({ name: "late" })));
+    await pause();
+    expect(names()).toBeUndefined();
+    kernel.question("models").answer(aListing(aModel({ name: "new" })));
+    await pause();
+    expect(names()).toEqual(["new"]);
+    expect([model.memory?.reading, model.memory?.slow]).toEqual([false, false]);
+  });
+
+  it("that answers late is heeded", async () => {
+    kernel.handlers = {};
+    model.visible = true;
+    await pause();
+    await vi.advanceTimersByTimeAsync(2500);
+    kernel.question("models").answer(aListing(aModel({ name: "late" })));
+    await pause();
+    expect(names()).toEqual(["late"]);
+    expect(model.memory?.slow).toBe(false);
+  });
+});
+
 describe("memory", () => {
   it("forgets what lived in a kernel that was restarted, and reads it anew", async () => {
     model.visible = true;

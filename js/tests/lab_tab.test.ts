@@ -196,6 +196,26 @@ it("asks nothing of a kernel that was restarted, and says so", async () => {
   expect(deeds.check).not.toHaveBeenCalled();
 });
 
+it.each([
+  [true, "Reload the page"],
+  [false, "Try again"],
+])("of a restart by another page says how to go on; threads beside cells: %s", async (subshells, label) => {
+  kernel.supportsSubshells = subshells;
+  show();
+  await draw();
+  kernel.tell("x", "busy", "shutdown_request");
+  expect(words()).toMatch(/by another page/);
+  expect(labels()).toContain(label);
+});
+
+it("that has lost its notebook can be shown again with what was set in it", async () => {
+  show();
+  await draw();
+  kernel.dispose();
+  expect(words()).toMatch(/^a.ipynb was closed/);
+  expect(tab.spec.model).toBe("view");
+});
+
 it("goes with its notebook to another name", async () => {
   show();
   await tab.start();

@@ -1,4 +1,6 @@
 /** Which notebook or console is in front, and where its kernel is. */
+import { Signal } from "@lumino/signaling";
+import { Widget } from "@lumino/widgets";
 import { beforeEach, describe, expect, it } from "vitest";
 import { PlaceTracker } from "../src/lab/tracker";
 import { asConsoles, asNotebooks, FakeConsole, FakeKernel, FakeNotebook, FakeTracker } from "./lab_fakes";
@@ -44,6 +46,24 @@ describe("the place in front", () => {
     track();
     expect(tracker.current).toMatchObject({ path: "console-Console 1", name: "Console 1", notebook: null });
     expect(new PlaceTracker(asNotebooks(notebooks), null).current).toBeNull();
+  });
+
+  it("follows back to the last one of its kind, of which its tracker says nothing", () => {
+    const console = new FakeConsole("Console 1", kernel);
+    const shell = { currentWidget: null as Widget | null, currentChanged: new Signal<object, never>({}) };
+    tracker = new PlaceTracker(asNotebooks(notebooks), asConsoles(consoles), shell as never);
+    const bring = (widget: Widget | null) => {
+      shell.currentWidget = widget;
+      shell.currentChanged.emit(undefined as never);
+    };
+    consoles.show(console);
+    for (const widget of [notebook, console, notebook]) {
+      bring(widget);
+      expect(tracker.current?.widget).toBe(widget);
+    }
+    bring(new Widget());
+    bring(null);
+    expect(tracker.current?.widget).toBe(notebook);
   });
 
   it("follows notebooks and consoles", () => {

@@ -2,8 +2,17 @@
 import { describe, expect, it, test } from "vitest";
 import { KernelLink } from "../src/lab/kernel";
 import { Memory } from "../src/lab/model";
-import { mixerFacts, modelFacts, notice, progressWords, short, stateWords } from "../src/lab/words";
-import { aListing, aMixer, aModel, aScannedLayer, FakeKernel, trans } from "./lab_fakes";
+import { notebookPlace } from "../src/lab/tracker";
+import {
+  mixerFacts,
+  modelFacts,
+  notice as noticeOf,
+  progressWords,
+  short,
+  stateWords,
+  lossWords,
+} from "../src/lab/words";
+import { aListing, aMixer, aModel, aScannedLayer, FakeKernel, FakeNotebook, trans } from "./lab_fakes";
 
 test.each([
   [0, "0"],
@@ -72,13 +81,29 @@ it("says why a view shows something else than its name means", () => {
   ]);
 });
 
+it("says why a view shows nothing any more", () => {
+  const spec = { name: "gla", path: "a.ipynb" };
+  expect(lossWords("restarted", spec, trans)).toMatch(/was restarted, .* When gla is there again, try again/);
+  expect(lossWords("elsewhere", spec, trans)).toMatch(/by another page. Reload/);
+  expect(lossWords("dead", spec, trans)).toMatch(/^The kernel died/);
+  expect(lossWords("disconnected", spec, trans)).toMatch(/^a.ipynb was closed, or has another kernel/);
+});
+
 describe("why nothing is listed", () => {
   const link = (readiness: KernelLink["readiness"], kernel = new FakeKernel()) =>
     Object.assign(new KernelLink(kernel.connection), { readiness });
 
-  it("there is no kernel", () => {
-    expect(notice(null, null, trans)?.text).toMatch(/^Open a notebook/);
-    expect(notice(null, new Memory(), trans)?.text).toMatch(/^Open a notebook/);
+  const place = notebookPlace(new FakeNotebook("work/a.ipynb", null) as never);
+  const notice = (...rest: [KernelLink | null, Memory | null, typeof trans]) => noticeOf(place, ...rest);
+
+  it("there is no notebook, or it has no kernel", () => {
+    expect(noticeOf(null, null, null, trans)?.text).toMatch(/^Open a notebook/);
+    expect(notice(null, null, trans)?.text).toMatch(/^a.ipynb has no kernel. Start one/);
+  });
+
+  it("there is no answer", () => {
+    const memory = Object.assign(new Memory(), { reading: true, slow: true });
+    expect(notice(link("unknown"), memory, trans)?.text).toMatch(/^The kernel has not answered yet/);
   });
 
   test.each([

@@ -142,7 +142,7 @@ export class Actions {
     const found = await place;
     const link = this.model.places.link(found);
     if (tab.isDisposed) return;
-    if (!found || !link) tab.fail(this.trans.__("Open %1 and try again.", spec.path));
+    if (!found || !link) tab.fail(this.lacking(spec, found));
     else if (spec.model && link.kernel.id === spec.kernel) await tab.draw(found, link, spec.model);
     else {
       tab.fail(
@@ -207,7 +207,6 @@ export class Actions {
     const { shell } = this;
     if (!this.manyDocuments) {
       shell.add(tab, "right");
-      (shell as unknown as { expandRight?: (id: string) => void }).expandRight?.(tab.id);
       return;
     }
     const notebook = this.model.places.find(tab.spec.path)?.widget;
@@ -219,7 +218,8 @@ export class Actions {
     const { spec } = tab;
     const place = this.model.places.find(spec.path);
     const link = this.model.places.link(place);
-    if (!place || !link) throw new Error(this.trans.__("Open %1 and try again.", spec.path));
+    if (!place || !link) throw new Error(this.lacking(spec, place));
+    if (link.busy && !link.kernel.supportsSubshells) tab.waitForCell();
     if (!link.busy && !(await link.prepare())) {
       throw new Error(this.trans.__("The kernel has no model called %1.", spec.name));
     }
@@ -238,10 +238,17 @@ export class Actions {
     await tab.draw(place, link, model_id);
   }
 
+  private lacking(spec: ViewSpec, place: Place | null): string {
+    return place
+      ? this.trans.__("%1 has no kernel. Start one, make %2 there, and try again.", spec.path, spec.name)
+      : this.trans.__("Open %1 and try again.", spec.path);
+  }
+
   private async askAbout<K extends "check" | "refresh">(tab: ViewTab, what: K): Promise<Questions[K][1]> {
     const { spec } = tab;
-    const link = this.model.places.link(this.model.places.find(spec.path));
-    if (!link || !spec.model) throw new Error(this.trans.__("Open %1 and try again.", spec.path));
+    const place = this.model.places.find(spec.path);
+    const link = this.model.places.link(place);
+    if (!link || !spec.model) throw new Error(this.lacking(spec, place));
     return link.ask(what, { model_id: spec.model });
   }
 

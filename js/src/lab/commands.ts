@@ -54,7 +54,11 @@ export function addCommands(parts: Parts): void {
   commands.addCommand(ids.show, {
     label: trans.__("Show the Memory Panel"),
     icon: memoryIcon,
-    execute: () => app.shell.activateById(panel.id),
+    // In Notebook 7.4 this would fold a panel that is open.
+    execute: () => {
+      if (panel.isVisible) panel.activate();
+      else app.shell.activateById(panel.id);
+    },
   });
   palette?.addItem({ command: ids.show, category });
 

@@ -48,7 +48,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     labShell: ILabShell | null,
   ) => {
     const trans = (translator ?? nullTranslator).load("ess_widgets");
-    const model = new PanelModel(new PlaceTracker(notebooks, consoles));
+    const model = new PanelModel(new PlaceTracker(notebooks, consoles, app.shell));
     const views = new WidgetTracker<ViewTab>({ namespace: "ess-widgets-views" });
     let settings: Settings = defaults;
     const actions = new Actions(app.shell, labShell !== null, model, views, () => settings, trans);

@@ -25,6 +25,16 @@ const boot = `(lambda sys, find:
   else __import__("ess_widgets.lab.service", fromlist=["_"]).register()
 )(__import__("sys"), __import__("importlib.util", fromlist=["_"]).find_spec)`;
 
+/** Why what lived in the kernel cannot be reached any more: `elsewhere` is a restart that this page was not told of. */
+export type Loss = "restarted" | "elsewhere" | "dead" | "disconnected";
+
+const losses: Record<Loss, string> = {
+  restarted: "The kernel was restarted.",
+  elsewhere: "The kernel was restarted.",
+  dead: "The kernel died.",
+  disconnected: "The kernel is gone.",
+};
+
 /** Who asks a slow question: hears how far it is, and may end it. */
 export interface Asking {
   progress?: (progress: Progress) => void;
@@ -49,10 +59,13 @@ export class KernelLink {
   private readonly pending = new Set<(error: Error) => void>();
   private readonly _executed = new Signal<this, void>(this);
   private readonly _changed = new Signal<this, void>(this);
-  private readonly _restarted = new Signal<this, void>(this);
+  private readonly _lost = new Signal<this, Loss>(this);
   private disposed = false;
   /** Never opened: while there is one, JupyterLab keeps the kernel's thread for the others. */
   private anchor: Kernel.IComm | null = null;
+  private readonly comms = new Set<Kernel.IComm>();
+  /** A restart is known, and its new process has not shown itself yet. */
+  private restarting = false;
 
   constructor(readonly kernel: Kernel.IKernelConnection) {
     kernel.iopubMessage.connect(this.onMessage);
@@ -68,9 +81,9 @@ export class KernelLink {
   get changed(): ISignal<this, void> {
     return this._changed;
   }
-  /** What lived in the kernel is gone. */
-  get restarted(): ISignal<this, void> {
-    return this._restarted;
+  /** What lived in the kernel is gone, or out of reach. */
+  get lost(): ISignal<this, Loss> {
+    return this._lost;
   }
 
   /** Whether a cell is running: the kernel's status also tells of messages that run beside cells. */
@@ -85,7 +98,7 @@ export class KernelLink {
   dispose(): void {
     if (this.disposed) return;
     this.disposed = true;
-    this.fail("The kernel is gone.");
+    this.lose("disconnected");
     Signal.clearData(this);
   }
 
@@ -132,8 +145,8 @@ export class KernelLink {
         new KernelError("NoComms", "This kernel belongs to a notebook that is not open: open that notebook."),
       );
     }
-    this.anchor ??= this.kernel.createComm(TARGET);
-    const comm = this.kernel.createComm(TARGET);
+    this.anchor ??= this.createComm();
+    const comm = this.createComm();
     let settled = false;
     let opened = false;
     const answer = new Promise<Value>((resolve, reject) => {
@@ -174,7 +187,13 @@ export class KernelLink {
         comm.open({ ask: what, ...args } as never);
       }, refuse);
     });
-    return this.within(answer);
+    return this.within(answer).finally(() => this.comms.delete(comm));
+  }
+
+  private createComm(): Kernel.IComm {
+    const comm = this.kernel.createComm(TARGET);
+    this.comms.add(comm);
+    return comm;
   }
 
   /** Waits for the thread beside the running cells that JupyterLab gives a comm where the kernel can. */
@@ -191,9 +210,17 @@ export class KernelLink {
     });
   }
 
-  private fail(message: string): void {
-    for (const reject of [...this.pending]) reject(new KernelError("KernelGone", message));
+  private lose(loss: Loss): void {
+    this.running.clear();
+    this.own.clear();
+    this.anchor = null;
+    for (const reject of [...this.pending]) reject(new KernelError("KernelGone", losses[loss]));
     this.pending.clear();
+    // With its last comm JupyterLab forgets the thread that they had: in a new process there is none of that name.
+    for (const comm of this.comms) if (!comm.isDisposed && !this.kernel.isDisposed) comm.dispose();
+    this.comms.clear();
+    this.become(loss === "dead" ? "dead" : "unknown");
+    this._lost.emit(loss);
   }
 
   private become(readiness: Readiness, problem = ""): boolean {
@@ -206,10 +233,17 @@ export class KernelLink {
   }
 
   private readonly onMessage = (_: unknown, message: KernelMessage.IIOPubMessage): void => {
+    if (message.header.msg_type !== "status") return;
     const parent = message.parent_header as Partial<KernelMessage.IHeader>;
-    if (message.header.msg_type !== "status" || parent.msg_type !== "execute_request") return;
-    const id = parent.msg_id ?? "";
     const state = (message as KernelMessage.IStatusMsg).content.execution_state;
+    if (state === "starting" || parent.msg_type === "shutdown_request") {
+      // Somebody else's restart: JupyterLab says nothing of it to this page.
+      if (!this.restarting) this.lose("elsewhere");
+      this.restarting = state !== "starting";
+      return;
+    }
+    if (parent.msg_type !== "execute_request") return;
+    const id = parent.msg_id ?? "";
     if (this.own.has(id)) {
       if (state === "idle") this.own.delete(id);
       return;
@@ -223,13 +257,12 @@ export class KernelLink {
 
   private readonly onStatus = (_: unknown, status: Kernel.Status): void => {
     if (status === "restarting" || status === "autorestarting" || status === "dead") {
-      this.running.clear();
-      this.own.clear();
-      this.anchor = null;
-      this.fail(status === "dead" ? "The kernel died." : "The kernel was restarted.");
-      this.become(status === "dead" ? "dead" : "unknown");
-      this._restarted.emit();
-    } else if (this.readiness === "unknown" && this.running.size === 0) {
+      this.restarting = status !== "dead";
+      this.lose(status === "dead" ? "dead" : "restarted");
+      return;
+    }
+    if (status === "idle") this.restarting = false;
+    if (this.readiness === "unknown" && this.running.size === 0) {
       // Where it was busy when the page came, its first idle status is the end of a cell.
       if (status === "idle") this._executed.emit();
       else this._changed.emit();

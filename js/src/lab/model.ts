@@ -7,6 +7,8 @@ import type { Place, PlaceTracker } from "./tracker";
 
 /** Milliseconds without a cell running before the namespace is read: between the cells of one run there are fewer. */
 export const QUIET = 150;
+/** Milliseconds after which it is said that the kernel does not answer; it may still. */
+const PATIENCE = 2000;
 
 export type Scanned =
   | { state: "running"; progress: Progress | null; cancel: () => void }
@@ -18,6 +20,10 @@ export class Memory {
   /** Why the last reading failed. */
   error = "";
   reading = false;
+  /** The kernel has not answered for a while; it may be asked again. */
+  slow = false;
+  /** Which reading is the newest: older answers are not heeded. */
+  turn = 0;
   /** What was read may be old: cells have run since. */
   stale = true;
   /** Somebody asked for it to be read while it could not be. */
@@ -40,6 +46,8 @@ export class Memory {
   }
 
   forget(): void {
+    this.turn += 1;
+    this.reading = this.slow = false;
     this.listing = null;
     this.error = "";
     this.stale = true;
@@ -127,24 +135,34 @@ export class PanelModel {
     const { link } = this;
     const memory = this.of(link);
     if (!link || !memory) return;
-    if (memory.reading || link.busy || link.kernel.status === "dead") {
+    if ((memory.reading && !memory.slow) || link.busy || link.kernel.status === "dead") {
       memory.stale = memory.wanted = true;
       this._changed.emit();
       return;
     }
+    const turn = (memory.turn += 1);
     memory.reading = true;
-    memory.stale = memory.wanted = false;
+    memory.stale = memory.wanted = memory.slow = false;
     this._changed.emit();
+    const late = setTimeout(() => {
+      if (turn !== memory.turn) return;
+      memory.slow = true;
+      this._changed.emit();
+    }, PATIENCE);
+    let listing: Listing | null = null;
+    let error = "";
     try {
-      if (await link.prepare()) {
-        memory.listing = await link.ask("models", { expanded: [...memory.expanded] });
-        memory.prune();
-      } else memory.listing = null;
-      memory.error = "";
-    } catch (error) {
-      memory.error = error instanceof Error ? error.message : String(error);
-    } finally {
-      memory.reading = false;
+      if (await link.prepare()) listing = await link.ask("models", { expanded: [...memory.expanded] });
+    } catch (raised) {
+      error = raised instanceof Error ? raised.message : String(raised);
+    }
+    clearTimeout(late);
+    if (turn !== memory.turn) return;
+    memory.reading = memory.slow = false;
+    memory.error = error;
+    if (!error) {
+      memory.listing = listing;
+      memory.prune();
     }
     this._changed.emit();
     // A cell may have ended while the answer was on its way.
@@ -160,7 +178,7 @@ export class PanelModel {
       this.wake();
     });
     link.changed.connect(() => this._changed.emit());
-    link.restarted.connect(() => {
+    link.lost.connect(() => {
       memory.forget();
       this._changed.emit();
       this.wake();

@@ -84,14 +84,16 @@ export class MemoryPanel extends Widget {
       this.state,
       link?.busy
         ? trans.__("busy")
-        : memory?.reading
-          ? trans.__("reading…")
-          : memory?.stale && memory.listing && !model.autoRefresh
-            ? trans.__("cells have run since")
-            : "",
+        : memory?.slow
+          ? trans.__("no answer yet")
+          : memory?.reading
+            ? trans.__("reading…")
+            : memory?.stale && memory.listing && !model.autoRefresh
+              ? trans.__("cells have run since")
+              : "",
     );
     this.refresh.disabled = !link || link.busy;
-    const said = notice(link, memory, trans);
+    const said = notice(place, link, memory, trans);
     this.words.hidden = said === null;
     this.words.replaceChildren();
     if (said) {

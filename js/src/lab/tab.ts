@@ -5,12 +5,12 @@ import type { TranslationBundle } from "@jupyterlab/translation";
 import type { Message } from "@lumino/messaging";
 import { Debouncer } from "@lumino/polling";
 import { memoryIcon } from "./icons";
-import type { Asking, KernelLink } from "./kernel";
+import type { Asking, KernelLink, Loss } from "./kernel";
 import { QUIET } from "./model";
 import type { Source, ViewState } from "./protocol";
 import type { Place } from "./tracker";
 import { ViewBody } from "./view_body";
-import { stateWords } from "./words";
+import { lossWords, stateWords } from "./words";
 
 const WIDGET_VIEW = "application/vnd.jupyter.widget-view+json";
 
@@ -71,6 +71,11 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
     this.body.wait(this.waiting);
   }
 
+  /** Say that a cell is running, for which it must wait. */
+  waitForCell(): void {
+    this.body.note(this.trans.__("A cell is running; the kernel answers when that has ended."));
+  }
+
   /** Compute in the kernel and show; what is refused is said, with a way to try again. */
   async start(): Promise<void> {
     this.running?.abort();
@@ -99,7 +104,7 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
     if (this.link !== link) {
       this.unlink();
       this.link = link;
-      link.restarted.connect(this.onRestart);
+      link.lost.connect(this.onLost);
       link.executed.connect(this.onExecuted);
     }
     this.place?.renamed.disconnect(this.onRenamed);
@@ -181,7 +186,7 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
   }
 
   private unlink(): void {
-    this.link?.restarted.disconnect(this.onRestart);
+    this.link?.lost.disconnect(this.onLost);
     this.link?.executed.disconnect(this.onExecuted);
   }
 
@@ -201,15 +206,14 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
     if (this.isVisible) void this.later.invoke();
   };
 
-  private readonly onRestart = (): void => {
-    this.spec.model = null;
-    if (!this.isDisposed) {
-      this.fail(
-        this.trans.__(
-          "The kernel was restarted, and what this view showed is gone. When %1 is there again, try again.",
-          this.spec.name,
-        ),
-      );
-    }
+  private readonly onLost = (link: KernelLink, loss: Loss): void => {
+    // Where only this page has lost it, the kernel still holds the view.
+    if (loss !== "disconnected") this.spec.model = null;
+    if (this.isDisposed) return;
+    const words = lossWords(loss, this.spec, this.trans);
+    // JupyterLab would send what a new view says to the thread of the old process.
+    if (loss === "elsewhere" && link.kernel.supportsSubshells) {
+      this.body.say(words, { label: this.trans.__("Reload the page"), press: () => location.reload() });
+    } else this.fail(words);
   };
 }

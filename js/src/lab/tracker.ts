@@ -1,4 +1,5 @@
 /** Follows the notebook or console that is in front: where its kernel is, and what draws its widgets. */
+import type { JupyterFrontEnd } from "@jupyterlab/application";
 import type { ISessionContext } from "@jupyterlab/apputils";
 import type { ConsolePanel, IConsoleTracker } from "@jupyterlab/console";
 import type { INotebookTracker, NotebookPanel } from "@jupyterlab/notebook";
@@ -27,7 +28,13 @@ export class PlaceTracker {
   constructor(
     private readonly notebooks: INotebookTracker,
     private readonly consoles: IConsoleTracker | null,
+    shell: Pick<JupyterFrontEnd.IShell, "currentChanged" | "currentWidget"> | null = null,
   ) {
+    // Each tracker tells of its own kind alone: of going back to its last one it says nothing.
+    shell?.currentChanged?.connect(() => {
+      const place = this.placeOf(shell.currentWidget);
+      if (place) this.follow(place);
+    });
     notebooks.currentChanged.connect((_, panel) => this.follow(panel ? notebookPlace(panel) : this.other()));
     consoles?.currentChanged.connect((_, panel) => this.follow(panel ? consolePlace(panel) : this.other()));
     this.follow(this.other());
@@ -70,6 +77,13 @@ export class PlaceTracker {
     const panel = this.notebooks.find((one) => one.context.path === path);
     if (panel) return notebookPlace(panel);
     const console = this.consoles?.find((one) => one.sessionContext.path === path);
+    return console ? consolePlace(console) : null;
+  }
+
+  private placeOf(widget: Widget | null): Place | null {
+    const panel = this.notebooks.find((one) => one === widget);
+    if (panel) return notebookPlace(panel);
+    const console = this.consoles?.find((one) => one === widget);
     return console ? consolePlace(console) : null;
   }
 

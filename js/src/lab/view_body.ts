@@ -13,6 +13,7 @@ export interface Press {
 
 export class ViewBody extends Widget {
   private readonly bar = new Widget({ node: el("div", "jp-ess-bar", { role: "status" }) });
+  private readonly count = el("span");
   private content: Widget | null = null;
 
   constructor(private readonly trans: TranslationBundle) {
@@ -34,12 +35,17 @@ export class ViewBody extends Widget {
   /** Words, and how far it is: what is returned is to be called with that. */
   wait(text: string, button: Press | null = null): (progress: Progress | null) => void {
     const bar = progressBar(null);
-    const count = el("span");
-    this.say(text, button, el("div", "jp-ess-wait", {}, bar, count));
+    this.note("");
+    this.say(text, button, el("div", "jp-ess-wait", {}, bar, this.count));
     return (progress) => {
       setProgress(bar, progress);
-      setText(count, progressWords(progress, this.trans));
+      this.note(progressWords(progress, this.trans));
     };
+  }
+
+  /** Words beside the bar of what is waited for. */
+  note(text: string): void {
+    setText(this.count, text);
   }
 
   replace(widget: Widget): void {

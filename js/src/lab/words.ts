@@ -1,8 +1,9 @@
 /** How models, mixers and states of the kernel are put in words. */
 import type { TranslationBundle } from "@jupyterlab/translation";
-import type { KernelLink } from "./kernel";
+import type { KernelLink, Loss } from "./kernel";
 import type { Memory } from "./model";
 import type { Mixer, Model, Progress, ScannedLayer, ViewState } from "./protocol";
+import type { Place } from "./tracker";
 
 const units: [number, string][] = [
   [1e9, "B"],
@@ -70,14 +71,46 @@ export function stateWords(
   }
 }
 
+/** Why a view shows nothing any more. */
+export function lossWords(
+  loss: Loss,
+  spec: { name: string; path: string },
+  trans: TranslationBundle,
+): string {
+  const { name, path } = spec;
+  switch (loss) {
+    case "restarted":
+      return trans.__(
+        "The kernel was restarted, and what this view showed is gone. When %1 is there again, try again.",
+        name,
+      );
+    case "elsewhere":
+      return trans.__(
+        "The kernel was restarted by another page. Reload this one, and when %1 is there again, open it again.",
+        name,
+      );
+    case "dead":
+      return trans.__(
+        "The kernel died, and what this view showed is gone. Restart it, and when %1 is there again, try again.",
+        name,
+      );
+    case "disconnected":
+      return trans.__("%1 was closed, or has another kernel now. Open it, and try again.", path);
+  }
+}
+
 /** Why there is nothing to list; empty where there is a list. `install` is a line to run in a cell. */
 export function notice(
+  place: Place | null,
   link: KernelLink | null,
   memory: Memory | null,
   trans: TranslationBundle,
 ): { text: string; install?: string } | null {
-  if (!link || !memory)
+  if (!place)
     return { text: trans.__("Open a notebook or a console: models in its kernel are listed here.") };
+  if (!link || !memory) {
+    return { text: trans.__("%1 has no kernel. Start one, and its models are listed here.", place.name) };
+  }
   const install = "%pip install ess-widgets";
   switch (link.readiness) {
     case "dead":
@@ -107,7 +140,9 @@ export function notice(
     return {
       text: link.busy
         ? trans.__("A cell is running. Models are listed when it has ended.")
-        : trans.__("Looking for models…"),
+        : memory.slow
+          ? trans.__("The kernel has not answered yet: a cell may be running in it, or it may be dead.")
+          : trans.__("Looking for models…"),
     };
   }
   if (memory.listing.models.length === 0) {
