@@ -305,10 +305,28 @@ describe("a kernel that goes", () => {
     kernel.tell("", "starting", "");
     expect(losses).toEqual(["elsewhere"]);
     expect(link.readiness).toBe("unknown");
+    await link.prepare();
     kernel.tell("", "starting", "");
     expect(losses).toEqual(["elsewhere", "elsewhere"]);
     void link.ask("close", { model_id: "1" }).catch(() => undefined);
     expect(kernel.comms).toHaveLength(comms + 2);
+  });
+
+  it("restarted by another page is out of reach where it has threads, until this page restarts it", async () => {
+    kernel.supportsSubshells = true;
+    await link.prepare();
+    kernel.tell("x", "busy", "shutdown_request");
+    expect(link.stranded).toBe(true);
+    await expect(link.ask("close", { model_id: "1" })).rejects.toMatchObject({ kind: "Stranded" });
+    kernel.become("restarting");
+    expect(link.stranded).toBe(false);
+  });
+
+  it("that starts for the first time has lost nothing", () => {
+    const losses: Loss[] = [];
+    link.lost.connect((_, one) => losses.push(one));
+    kernel.tell("", "starting", "");
+    expect(losses).toEqual([]);
   });
 
   it("is not told of twice where the page itself restarted it", async () => {

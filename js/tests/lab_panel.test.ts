@@ -94,6 +94,16 @@ describe("words", () => {
     expect(find(".jp-ess-tree").hidden).toBe(true);
   });
 
+  it("offer to load the page anew where it cannot reach the kernel", async () => {
+    kernel.supportsSubshells = true;
+    kernel.subshell = Promise.resolve();
+    await read();
+    kernel.tell("x", "busy", "shutdown_request");
+    MessageLoop.flush();
+    expect(text(".jp-ess-words button")).toBe("Reload the page");
+    expect(find(".jp-ess-tree").hidden).toBe(true);
+  });
+
   it("give way to the list", async () => {
     MessageLoop.flush();
     expect(find(".jp-ess-words").hidden).toBe(false);

@@ -101,6 +101,11 @@ describe("why nothing is listed", () => {
     expect(notice(null, null, trans)?.text).toMatch(/^a.ipynb has no kernel. Start one/);
   });
 
+  it("the page must be loaded anew", () => {
+    const stranded = Object.assign(link("unknown"), { stranded: true });
+    expect(notice(stranded, new Memory(), trans)).toMatchObject({ reload: true });
+  });
+
   it("there is no answer", () => {
     const memory = Object.assign(new Memory(), { reading: true, slow: true });
     expect(notice(link("unknown"), memory, trans)?.text).toMatch(/^The kernel has not answered yet/);

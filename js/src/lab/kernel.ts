@@ -54,6 +54,11 @@ export class KernelError extends Error {
 export class KernelLink {
   readiness: Readiness = "unknown";
   problem = "";
+  /**
+   * The kernel was restarted behind JupyterLab's back: what widgets of this page say goes to a thread of the old
+   * process, until the page is loaded anew.
+   */
+  stranded = false;
   private readonly running = new Set<string>();
   private readonly own = new Set<string>();
   private readonly pending = new Set<(error: Error) => void>();
@@ -140,6 +145,11 @@ export class KernelLink {
     { progress, signal }: Asking = {},
   ): Promise<Questions[K][1]> {
     type Value = Questions[K][1];
+    if (this.stranded) {
+      return Promise.reject(
+        new KernelError("Stranded", "The kernel was restarted by another page: reload this one."),
+      );
+    }
     if (!this.kernel.handleComms) {
       return Promise.reject(
         new KernelError("NoComms", "This kernel belongs to a notebook that is not open: open that notebook."),
@@ -219,6 +229,7 @@ export class KernelLink {
     // With its last comm JupyterLab forgets the thread that they had: in a new process there is none of that name.
     for (const comm of this.comms) if (!comm.isDisposed && !this.kernel.isDisposed) comm.dispose();
     this.comms.clear();
+    this.stranded = loss === "elsewhere" && this.kernel.supportsSubshells;
     this.become(loss === "dead" ? "dead" : "unknown");
     this._lost.emit(loss);
   }
@@ -237,8 +248,9 @@ export class KernelLink {
     const parent = message.parent_header as Partial<KernelMessage.IHeader>;
     const state = (message as KernelMessage.IStatusMsg).content.execution_state;
     if (state === "starting" || parent.msg_type === "shutdown_request") {
-      // Somebody else's restart: JupyterLab says nothing of it to this page.
-      if (!this.restarting) this.lose("elsewhere");
+      // Somebody else's restart: JupyterLab says nothing of it to this page. A new kernel only starts.
+      const first = state === "starting" && this.readiness === "unknown";
+      if (!this.restarting && !first) this.lose("elsewhere");
       this.restarting = state !== "starting";
       return;
     }

@@ -135,7 +135,7 @@ export class PanelModel {
     const { link } = this;
     const memory = this.of(link);
     if (!link || !memory) return;
-    if ((memory.reading && !memory.slow) || link.busy || link.kernel.status === "dead") {
+    if ((memory.reading && !memory.slow) || link.busy || link.stranded || link.kernel.status === "dead") {
       memory.stale = memory.wanted = true;
       this._changed.emit();
       return;

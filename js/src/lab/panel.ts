@@ -99,6 +99,7 @@ export class MemoryPanel extends Widget {
     if (said) {
       this.words.append(el("p", "", {}, said.text));
       if (said.install !== undefined) this.words.append(this.installLine(said.install));
+      if (said.reload) this.words.append(this.reloadButton());
     }
     const listing = said && !memory?.error ? null : (memory?.listing ?? null);
     const list = listing && memory ? rows(listing, memory, this.actions, trans) : [];
@@ -106,6 +107,12 @@ export class MemoryPanel extends Widget {
     const omitted = listing?.omitted ?? 0;
     this.foot.hidden = omitted === 0;
     setText(this.foot, trans._n("%1 more model is not listed.", "%1 more models are not listed.", omitted));
+  }
+
+  private reloadButton(): HTMLElement {
+    const reload = el("button", "jp-mod-styled", { type: "button" }, this.trans.__("Reload the page"));
+    reload.onclick = () => location.reload();
+    return reload;
   }
 
   private installLine(line: string): HTMLElement {

@@ -211,8 +211,7 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
     if (loss !== "disconnected") this.spec.model = null;
     if (this.isDisposed) return;
     const words = lossWords(loss, this.spec, this.trans);
-    // JupyterLab would send what a new view says to the thread of the old process.
-    if (loss === "elsewhere" && link.kernel.supportsSubshells) {
+    if (link.stranded) {
       this.body.say(words, { label: this.trans.__("Reload the page"), press: () => location.reload() });
     } else this.fail(words);
   };

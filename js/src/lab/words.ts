@@ -99,17 +99,23 @@ export function lossWords(
   }
 }
 
-/** Why there is nothing to list; empty where there is a list. `install` is a line to run in a cell. */
+/** Why there is nothing to list; null where there is a list. `install` is a line to run in a cell. */
 export function notice(
   place: Place | null,
   link: KernelLink | null,
   memory: Memory | null,
   trans: TranslationBundle,
-): { text: string; install?: string } | null {
+): { text: string; install?: string; reload?: boolean } | null {
   if (!place)
     return { text: trans.__("Open a notebook or a console: models in its kernel are listed here.") };
   if (!link || !memory) {
     return { text: trans.__("%1 has no kernel. Start one, and its models are listed here.", place.name) };
+  }
+  if (link.stranded) {
+    const text = trans.__(
+      "The kernel was restarted by another page. Reload this one, and models are listed again.",
+    );
+    return { text, reload: true };
   }
   const install = "%pip install ess-widgets";
   switch (link.readiness) {
