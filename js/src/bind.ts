@@ -1,5 +1,6 @@
 /** Joins an anywidget model to a store: traits in, interaction out. */
 import type { AnyModel } from "@anywidget/types";
+import { watchSilence } from "./silence";
 import type { DetailData, Selection, Settings, State, VectorData } from "./state";
 import { Store } from "./store";
 
@@ -180,12 +181,15 @@ export async function bind(model: AnyModel): Promise<[Store, () => void]> {
   model.on("msg:custom", message);
   undo.push(() => model.off("msg:custom", message));
 
+  const silence = watchSilence(model, store);
   undo.push(
+    silence.stop,
     store.on(["text"], () => {
       const { text } = store.state;
       if (text === null || text === model.get("text")) return;
       model.set("text", text);
       model.save_changes();
+      silence.typed();
     }),
   );
 

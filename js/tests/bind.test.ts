@@ -42,6 +42,36 @@ test("traits of one update arrive together", async () => {
   expect(model.saved).toEqual([]);
 });
 
+test("a kernel that does not take up what was typed is not called up to date", async () => {
+  const ready = { phase: "ready", message: "Up to date", progress: null };
+  const model = new Model({ ...traits, status: ready });
+  const [store, unbind] = await bind(model.any);
+  const phase = () => store.state.status.phase;
+  const type = async (text: string, wait: number) => {
+    store.set({ text });
+    await vi.advanceTimersByTimeAsync(wait);
+  };
+  await type("two", 900);
+  expect(phase()).toBe("ready");
+  await vi.advanceTimersByTimeAsync(200);
+  expect(store.state.status).toMatchObject({
+    phase: "idle",
+    message: expect.stringContaining("waiting") as string,
+  });
+  model.receive({ status: { ...ready } });
+  await vi.advanceTimersByTimeAsync(20);
+  expect(phase()).toBe("ready");
+  await type("three", 500);
+  model.receive({ status: { ...ready, phase: "running" } });
+  await vi.advanceTimersByTimeAsync(2000);
+  expect(phase()).toBe("running");
+  await type("four", 500);
+  unbind();
+  await vi.advanceTimersByTimeAsync(2000);
+  expect(phase()).toBe("running");
+  expect(model.listeners).toBe(0);
+});
+
 test("text that is typed goes to the kernel, text from the kernel does not return", async () => {
   const model = new Model(traits);
   const [store] = await bind(model.any);

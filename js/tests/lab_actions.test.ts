@@ -372,10 +372,25 @@ describe("views that come back with the page", () => {
     model: "view 7",
   });
 
-  it("are drawn where their kernel is still there", async () => {
+  it("are drawn where their kernel still has them", async () => {
+    kernel.handlers.check = () => ({ state: "changed" });
     await actionsOf().restore(spec(), Promise.resolve(model.place));
     expect(notebook.content.rendermime.drawn).toEqual(["view 7"]);
-    expect(kernel.asked).toEqual(["models"]);
+    expect(kernel.asked).toEqual(["models", "check"]);
+  });
+
+  it.each(["LabError", "not loaded"])("are not where it was restarted: %s", async (how) => {
+    if (how === "LabError") {
+      kernel.handlers.check = () => {
+        throw new Error("This view was closed in the kernel; open it again.");
+      };
+    } else {
+      kernel.become("restarting");
+      kernel.value = { status: "ok", data: { "text/plain": "'not loaded'" } };
+    }
+    await actionsOf().restore(spec(), Promise.resolve(model.place));
+    expect(tab().node.textContent).toContain("The kernel that held this view is gone");
+    expect(notebook.content.rendermime.drawn).toEqual([]);
   });
 
   it("say that their kernel is gone", async () => {

@@ -161,6 +161,16 @@ describe("questions", () => {
     expect(link.readiness).toBe("unknown");
   });
 
+  it("stays what it is where it never could be asked", async () => {
+    kernel.value = { status: "ok", data: { "text/plain": "'not loaded'" } };
+    await link.prepare();
+    const answer = link.ask("close", { model_id: "1" });
+    await settle();
+    kernel.question("close").end();
+    await expect(answer).rejects.toMatchObject({ kind: "NoAnswer" });
+    expect(link.readiness).toBe("not loaded");
+  });
+
   it("stays ready where it closes after the answer", async () => {
     await link.prepare();
     kernel.handlers = { close: () => null };

@@ -151,6 +151,18 @@ describe("reading", () => {
 });
 
 describe("a kernel that does not answer", () => {
+  it("is looked at anew where it does not know a question any more", async () => {
+    model.visible = true;
+    await pause();
+    const lost = model.link!.ask("close", { model_id: "1" }).catch(() => undefined);
+    await pause();
+    kernel.question("close").end();
+    await lost;
+    await pause();
+    expect(kernel.executed).toHaveLength(2);
+    expect(kernel.asked).toEqual(["models", "close", "models"]);
+  });
+
   it("is said so after a while, and may be asked again", async () => {
     kernel.handlers = {};
     model.visible = true;

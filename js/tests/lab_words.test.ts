@@ -86,7 +86,7 @@ it("says why a view shows nothing any more", () => {
   expect(lossWords("restarted", spec, trans)).toMatch(/was restarted, .* When gla is there again, try again/);
   expect(lossWords("elsewhere", spec, trans)).toMatch(/by another page. Reload/);
   expect(lossWords("dead", spec, trans)).toMatch(/^The kernel died/);
-  expect(lossWords("disconnected", spec, trans)).toMatch(/^a.ipynb was closed, or has another kernel/);
+  expect(lossWords("disconnected", spec, trans)).toMatch(/^a.ipynb was closed, or no longer has the kernel/);
 });
 
 describe("why nothing is listed", () => {

@@ -86,6 +86,42 @@ def test_a_restart_is_told_and_the_view_opens_again(lab: Lab, panel: MemoryPanel
     panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
 
 
+def test_a_restart_by_another_page_is_told(lab: Lab, panel: MemoryPanel) -> None:
+    notebook = opened(lab, panel, THREE)
+    panel.press("model", "explore")
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+    notebook.save()
+    kernel = lab.page.evaluate("(path) => lab.kernel(path).id", notebook.path)
+    restart = f"{lab.server.url}/api/kernels/{kernel}/restart?token={lab.server.token}"
+    assert lab.page.request.post(restart).ok
+    panel.views.get_by_text("restarted by another page").wait_for()
+    panel.root.get_by_text("Reload this one").wait_for()
+    with lab.page.expect_navigation():
+        panel.root.get_by_role("button", name="Reload the page").click()
+    lab.page.wait_for_function("() => window.jupyterapp && jupyterapp.restored.then(() => true)")
+    lab.show(notebook.path)
+    MemoryPanel(lab).root.get_by_text("torch has not been imported").wait_for()
+    notebook.run(0)
+    panel.model("model")
+
+
+def test_a_notebook_without_a_kernel_is_told(lab: Lab, panel: MemoryPanel) -> None:
+    notebook = opened(lab, panel, THREE)
+    panel.press("model", "explore")
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+    lab.page.evaluate("(path) => lab.panel(path).sessionContext.shutdown()", notebook.path)
+    panel.root.get_by_text(f"{notebook.path} has no kernel").wait_for()
+    panel.views.get_by_text("no longer has the kernel").wait_for()
+    panel.views.get_by_role("button", name="Try again").click()
+    panel.views.get_by_text(f"{notebook.path} has no kernel").wait_for()
+    lab.page.evaluate("(path) => lab.panel(path).sessionContext.startKernel()", notebook.path)
+    panel.root.get_by_text("torch has not been imported").wait_for()
+    notebook.run(0)
+    panel.model("model")
+    panel.views.get_by_role("button", name="Try again").click()
+    panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+
+
 def saved_layout(lab: Lab) -> None:
     """Wait until the server's copy of the layout knows the view and the panel."""
     lab.page.wait_for_function(
@@ -337,6 +373,11 @@ def test_the_panel_follows_the_notebook_or_console_in_front(lab: Lab, panel: Mem
     panel.root.locator(".jp-ess-place", has_text="Console").wait_for()
     panel.press("gla", "explore")
     panel.views.locator(".ess-explorer .ess-state[data-phase=ready]").wait_for()
+    # Back to what is the last of its kind already.
+    lab.page.evaluate(front, second.path)
+    panel.root.locator(".jp-ess-place", has_text=second.path).wait_for()
+    lab.page.evaluate("() => jupyterapp.shell.activateById(shared)")
+    panel.root.locator(".jp-ess-place", has_text="Console").wait_for()
     lab.page.evaluate(
         "() => [...jupyterapp.shell.widgets('main')].find((one) => one.id === shared).dispose()"
     )

@@ -141,9 +141,10 @@ export class Actions {
     tab.wait();
     const found = await place;
     const link = this.model.places.link(found);
+    const held = spec.model !== null && link !== null && (await this.holds(link, spec));
     if (tab.isDisposed) return;
     if (!found || !link) tab.fail(this.lacking(spec, found));
-    else if (spec.model && link.kernel.id === spec.kernel) await tab.draw(found, link, spec.model);
+    else if (held) await tab.draw(found, link, spec.model!);
     else {
       tab.fail(
         this.trans.__(
@@ -238,6 +239,16 @@ export class Actions {
     await tab.draw(place, link, model_id);
   }
 
+  /** Whether the kernel still has what the view shows: one that was restarted keeps its id. */
+  private async holds(link: KernelLink, spec: ViewSpec): Promise<boolean> {
+    if (link.kernel.id !== spec.kernel) return false;
+    try {
+      return (await link.prepare()) && !!(await link.ask("check", { model_id: spec.model! }));
+    } catch {
+      return false;
+    }
+  }
+
   private lacking(spec: ViewSpec, place: Place | null): string {
     return place
       ? this.trans.__("%1 has no kernel. Start one, make %2 there, and try again.", spec.path, spec.name)
@@ -248,7 +259,7 @@ export class Actions {
     const { spec } = tab;
     const place = this.model.places.find(spec.path);
     const link = this.model.places.link(place);
-    if (!link || !spec.model) throw new Error(this.lacking(spec, place));
+    if (!link || !spec.model || !(await link.prepare())) throw new Error(this.lacking(spec, place));
     return link.ask(what, { model_id: spec.model });
   }
 

@@ -177,7 +177,7 @@ export class KernelLink {
       };
       comm.onClose = () => {
         if (settled) return;
-        this.become("unknown");
+        if (this.readiness === "ready") this.become("unknown");
         refuse(new KernelError("NoAnswer", "The kernel does not know this panel any more; refresh."));
       };
       const cancel = () => {

@@ -177,7 +177,13 @@ export class PanelModel {
       memory.stale = true;
       this.wake();
     });
-    link.changed.connect(() => this._changed.emit());
+    link.changed.connect(() => {
+      this._changed.emit();
+      // It no longer knew a question that was asked: it must be looked at again.
+      if (link.readiness !== "unknown" || memory.reading || memory.listing === null) return;
+      memory.stale = true;
+      this.wake();
+    });
     link.lost.connect(() => {
       memory.forget();
       this._changed.emit();

@@ -95,7 +95,11 @@ export function lossWords(
         name,
       );
     case "disconnected":
-      return trans.__("%1 was closed, or has another kernel now. Open it, and try again.", path);
+      return trans.__(
+        "%1 was closed, or no longer has the kernel that held this view. When it is open and %2 is there, try again.",
+        path,
+        name,
+      );
   }
 }
 
