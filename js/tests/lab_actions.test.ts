@@ -9,6 +9,7 @@ import type { Model } from "../src/lab/protocol";
 import { defaults } from "../src/lab/settings";
 import type { ViewTab } from "../src/lab/tab";
 import { PlaceTracker } from "../src/lab/tracker";
+import { Views } from "../src/lab/views";
 import {
   aListing,
   aModel,
@@ -28,7 +29,7 @@ let console: FakeConsole;
 let notebooks: FakeTracker<FakeNotebook>;
 let consoles: FakeTracker<FakeConsole>;
 let model: PanelModel;
-let views: WidgetTracker<ViewTab>;
+let tabs: WidgetTracker<ViewTab>;
 let added: { tab: ViewTab; area: string; options: unknown }[];
 let gla: Model;
 
@@ -47,14 +48,15 @@ const shell = {
 };
 
 function actionsOf(manyDocuments = true): Actions {
-  return new Actions(
+  const own = [() => defaults, trans] as const;
+  const views = new Views(
     shell as unknown as JupyterFrontEnd.IShell,
     manyDocuments,
-    model,
-    views,
-    () => defaults,
-    trans,
+    model.places,
+    tabs,
+    ...own,
   );
+  return new Actions(model, views, ...own);
 }
 
 beforeEach(async () => {
@@ -71,7 +73,7 @@ beforeEach(async () => {
   notebooks = new FakeTracker(notebook);
   consoles = new FakeTracker();
   model = new PanelModel(new PlaceTracker(asNotebooks(notebooks), asConsoles(consoles)));
-  views = new WidgetTracker<ViewTab>({ namespace: "views" });
+  tabs = new WidgetTracker<ViewTab>({ namespace: "views" });
   await model.refresh();
 });
 afterEach(() => {
@@ -374,7 +376,7 @@ describe("views that come back with the page", () => {
 
   it("are drawn where their kernel still has them", async () => {
     kernel.handlers.check = () => ({ state: "changed" });
-    await actionsOf().restore(spec(), Promise.resolve(model.place));
+    await actionsOf().views.restore(spec(), Promise.resolve(model.place));
     expect(notebook.content.rendermime.drawn).toEqual(["view 7"]);
     expect(kernel.asked).toEqual(["models", "check"]);
   });
@@ -388,19 +390,19 @@ describe("views that come back with the page", () => {
       kernel.become("restarting");
       kernel.value = { status: "ok", data: { "text/plain": "'not loaded'" } };
     }
-    await actionsOf().restore(spec(), Promise.resolve(model.place));
+    await actionsOf().views.restore(spec(), Promise.resolve(model.place));
     expect(tab().node.textContent).toContain("The kernel that held this view is gone");
     expect(notebook.content.rendermime.drawn).toEqual([]);
   });
 
   it("say that their kernel is gone", async () => {
-    await actionsOf().restore({ ...spec(), kernel: "old" }, Promise.resolve(model.place));
+    await actionsOf().views.restore({ ...spec(), kernel: "old" }, Promise.resolve(model.place));
     expect(tab().node.textContent).toContain("The kernel that held this view is gone");
     expect(notebook.content.rendermime.drawn).toEqual([]);
   });
 
   it("ask for their notebook", async () => {
-    await actionsOf().restore(spec(), Promise.resolve(null));
+    await actionsOf().views.restore(spec(), Promise.resolve(null));
     expect(tab().node.textContent).toContain("Open a.ipynb and try again.");
   });
 });

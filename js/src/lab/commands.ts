@@ -133,7 +133,7 @@ export function addCommands(parts: Parts): void {
         return place;
       };
       // Not awaited: the page's layout is not restored before this command is done.
-      void actions.restore(spec, find());
+      void actions.views.restore(spec, find());
     },
   });
 }

@@ -19,6 +19,7 @@ import { MemoryPanel } from "./panel";
 import { defaults, followSettings, PLUGIN, type Settings } from "./settings";
 import type { ViewTab } from "./tab";
 import { PlaceTracker } from "./tracker";
+import { Views } from "./views";
 
 const plugin: JupyterFrontEndPlugin<void> = {
   id: PLUGIN,
@@ -48,16 +49,18 @@ const plugin: JupyterFrontEndPlugin<void> = {
     labShell: ILabShell | null,
   ) => {
     const trans = (translator ?? nullTranslator).load("ess_widgets");
-    const model = new PanelModel(new PlaceTracker(notebooks, consoles, app.shell));
-    const views = new WidgetTracker<ViewTab>({ namespace: "ess-widgets-views" });
+    const places = new PlaceTracker(notebooks, consoles, app.shell);
+    const model = new PanelModel(places);
+    const tabs = new WidgetTracker<ViewTab>({ namespace: "ess-widgets-views" });
     let settings: Settings = defaults;
-    const actions = new Actions(app.shell, labShell !== null, model, views, () => settings, trans);
+    const views = new Views(app.shell, labShell !== null, places, tabs, () => settings, trans);
+    const actions = new Actions(model, views, () => settings, trans);
     const panel = new MemoryPanel(model, actions, trans);
     app.shell.add(panel, "left", { rank: 420, type: "Memory" });
     addCommands({ app, actions, model, panel, notebooks, palette, launcher, browser, trans });
     if (restorer) {
       restorer.add(panel, panel.id);
-      void restorer.restore(views, {
+      void restorer.restore(tabs, {
         command: ids.restore,
         args: (tab) => ({ ...tab.spec }),
         name: (tab) => tab.id,

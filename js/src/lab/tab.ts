@@ -152,9 +152,9 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
     this.stale = false;
     try {
       const state = await this.deeds.check(this);
-      if (state === "changed" && spec.kind === "explore" && this.deeds.follows())
-        await this.deeds.refresh(this);
-      else this.tell(state);
+      const follows = state === "changed" && spec.kind === "explore" && this.deeds.follows();
+      this.tell(follows ? "current" : state);
+      if (follows) await this.deeds.refresh(this);
     } catch (error) {
       console.debug("ess-widgets: a view could not be compared with its model.", error);
     }
