@@ -49,7 +49,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     labShell: ILabShell | null,
   ) => {
     const trans = (translator ?? nullTranslator).load("ess_widgets");
-    const places = new PlaceTracker(notebooks, consoles, app.shell);
+    const places = new PlaceTracker(notebooks, consoles, app.shell, trans);
     const model = new PanelModel(places);
     const tabs = new WidgetTracker<ViewTab>({ namespace: "ess-widgets-views" });
     let settings: Settings = defaults;

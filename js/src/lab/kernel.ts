@@ -1,5 +1,6 @@
 /** One kernel: whether it can be asked, when a cell has ended in it, questions and answers. */
 import type { Kernel, KernelMessage } from "@jupyterlab/services";
+import { nullTranslator, type TranslationBundle } from "@jupyterlab/translation";
 import { Signal, type ISignal } from "@lumino/signaling";
 import { TARGET, type Progress, type Questions, type Reply } from "./protocol";
 
@@ -27,13 +28,6 @@ const boot = `(lambda sys, find:
 
 /** Why what lived in the kernel cannot be reached any more: `elsewhere` is a restart that this page was not told of. */
 export type Loss = "restarted" | "elsewhere" | "dead" | "disconnected";
-
-const losses: Record<Loss, string> = {
-  restarted: "The kernel was restarted.",
-  elsewhere: "The kernel was restarted.",
-  dead: "The kernel died.",
-  disconnected: "The kernel is gone.",
-};
 
 /** Who asks a slow question: hears how far it is, and may end it. */
 export interface Asking {
@@ -72,7 +66,10 @@ export class KernelLink {
   /** A restart is known, and its new process has not shown itself yet. */
   private restarting = false;
 
-  constructor(readonly kernel: Kernel.IKernelConnection) {
+  constructor(
+    readonly kernel: Kernel.IKernelConnection,
+    private readonly trans: TranslationBundle = nullTranslator.load(""),
+  ) {
     kernel.iopubMessage.connect(this.onMessage);
     kernel.statusChanged.connect(this.onStatus);
     kernel.disposed.connect(() => this.dispose());
@@ -147,12 +144,18 @@ export class KernelLink {
     type Value = Questions[K][1];
     if (this.stranded) {
       return Promise.reject(
-        new KernelError("Stranded", "The kernel was restarted by another page: reload this one."),
+        new KernelError(
+          "Stranded",
+          this.trans.__("The kernel was restarted by another page: reload this one."),
+        ),
       );
     }
     if (!this.kernel.handleComms) {
       return Promise.reject(
-        new KernelError("NoComms", "This kernel belongs to a notebook that is not open: open that notebook."),
+        new KernelError(
+          "NoComms",
+          this.trans.__("This kernel belongs to a notebook that is not open: open that notebook."),
+        ),
       );
     }
     this.anchor ??= this.createComm();
@@ -178,11 +181,16 @@ export class KernelLink {
       comm.onClose = () => {
         if (settled) return;
         if (this.readiness === "ready") this.become("unknown");
-        refuse(new KernelError("NoAnswer", "The kernel does not know this panel any more; refresh."));
+        refuse(
+          new KernelError(
+            "NoAnswer",
+            this.trans.__("The kernel does not know this panel any more; refresh."),
+          ),
+        );
       };
       const cancel = () => {
         if (settled) return;
-        refuse(new KernelError("Cancelled", "Stopped."));
+        refuse(new KernelError("Cancelled", this.trans.__("Stopped.")));
         if (opened && !comm.isDisposed && !this.kernel.isDisposed) comm.close();
         else comm.dispose();
       };
@@ -224,7 +232,13 @@ export class KernelLink {
     this.running.clear();
     this.own.clear();
     this.anchor = null;
-    for (const reject of [...this.pending]) reject(new KernelError("KernelGone", losses[loss]));
+    const words = {
+      restarted: this.trans.__("The kernel was restarted."),
+      elsewhere: this.trans.__("The kernel was restarted."),
+      dead: this.trans.__("The kernel died."),
+      disconnected: this.trans.__("The kernel is gone."),
+    };
+    for (const reject of [...this.pending]) reject(new KernelError("KernelGone", words[loss]));
     this.pending.clear();
     // With its last comm JupyterLab forgets the thread that they had: in a new process there is none of that name.
     for (const comm of this.comms) if (!comm.isDisposed && !this.kernel.isDisposed) comm.dispose();

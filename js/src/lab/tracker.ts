@@ -4,6 +4,7 @@ import type { ISessionContext } from "@jupyterlab/apputils";
 import type { ConsolePanel, IConsoleTracker } from "@jupyterlab/console";
 import type { INotebookTracker, NotebookPanel } from "@jupyterlab/notebook";
 import type { IRenderMimeRegistry } from "@jupyterlab/rendermime";
+import { nullTranslator, type TranslationBundle } from "@jupyterlab/translation";
 import { Signal, type ISignal } from "@lumino/signaling";
 import type { Widget } from "@lumino/widgets";
 import { KernelLink } from "./kernel";
@@ -29,6 +30,7 @@ export class PlaceTracker {
     private readonly notebooks: INotebookTracker,
     private readonly consoles: IConsoleTracker | null,
     shell: Pick<JupyterFrontEnd.IShell, "currentChanged" | "currentWidget"> | null = null,
+    private readonly trans: TranslationBundle = nullTranslator.load(""),
   ) {
     // Each tracker tells of its own kind alone: of going back to its last one it says nothing.
     shell?.currentChanged?.connect(() => {
@@ -54,7 +56,7 @@ export class PlaceTracker {
     const kernel = this.home(place)?.session.session?.kernel;
     if (!kernel || kernel.isDisposed) return null;
     let link = this.links.get(kernel);
-    if (!link || link.isDisposed) this.links.set(kernel, (link = new KernelLink(kernel)));
+    if (!link || link.isDisposed) this.links.set(kernel, (link = new KernelLink(kernel, this.trans)));
     return link;
   }
 
