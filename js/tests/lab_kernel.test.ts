@@ -303,6 +303,7 @@ describe("a kernel that goes", () => {
   });
 
   it("tells by its own messages of a restart by another page", async () => {
+    vi.useFakeTimers({ toFake: ["Date"] });
     await link.prepare();
     const losses: Loss[] = [];
     link.lost.connect((_, one) => losses.push(one));
@@ -315,11 +316,13 @@ describe("a kernel that goes", () => {
     kernel.tell("", "starting", "");
     expect(losses).toEqual(["elsewhere"]);
     expect(link.readiness).toBe("unknown");
+    vi.setSystemTime(Date.now() + 60_000);
     await link.prepare();
     kernel.tell("", "starting", "");
     expect(losses).toEqual(["elsewhere", "elsewhere"]);
     void link.ask("close", { model_id: "1" }).catch(() => undefined);
     expect(kernel.comms).toHaveLength(comms + 2);
+    vi.useRealTimers();
   });
 
   it("restarted by another page is out of reach where it has threads, until this page restarts it", async () => {
@@ -344,8 +347,12 @@ describe("a kernel that goes", () => {
     const losses: Loss[] = [];
     link.lost.connect((_, one) => losses.push(one));
     kernel.become("restarting");
+    kernel.tell("x", "busy", "shutdown_request");
+    kernel.become("idle"); // that of the shutdown
+    kernel.tell("x", "idle", "shutdown_request");
     kernel.tell("", "starting", "");
-    kernel.become("idle");
+    await link.prepare();
+    kernel.tell("", "starting", "");
     expect(losses).toEqual(["restarted"]);
   });
 

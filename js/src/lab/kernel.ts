@@ -26,6 +26,9 @@ const boot = `(lambda sys, find:
   else __import__("ess_widgets.lab.service", fromlist=["_"]).register()
 )(__import__("sys"), __import__("importlib.util", fromlist=["_"]).find_spec)`;
 
+/** Milliseconds in which all messages of one restart have come. */
+const RESTART = 20_000;
+
 /** Why what lived in the kernel cannot be reached any more: `elsewhere` is a restart that this page was not told of. */
 export type Loss = "restarted" | "elsewhere" | "dead" | "disconnected";
 
@@ -63,8 +66,8 @@ export class KernelLink {
   /** Never opened: while there is one, JupyterLab keeps the kernel's thread for the others. */
   private anchor: Kernel.IComm | null = null;
   private readonly comms = new Set<Kernel.IComm>();
-  /** A restart is known, and its new process has not shown itself yet. */
-  private restarting = false;
+  /** Until when what the kernel says of a restart is of the one that is known. */
+  private knownUntil = 0;
 
   constructor(
     readonly kernel: Kernel.IKernelConnection,
@@ -264,8 +267,9 @@ export class KernelLink {
     if (state === "starting" || parent.msg_type === "shutdown_request") {
       // Somebody else's restart: JupyterLab says nothing of it to this page. A new kernel only starts.
       const first = state === "starting" && this.readiness === "unknown";
-      if (!this.restarting && !first) this.lose("elsewhere");
-      this.restarting = state !== "starting";
+      if (first || Date.now() < this.knownUntil) return;
+      this.knownUntil = Date.now() + RESTART;
+      this.lose("elsewhere");
       return;
     }
     if (parent.msg_type !== "execute_request") return;
@@ -283,11 +287,10 @@ export class KernelLink {
 
   private readonly onStatus = (_: unknown, status: Kernel.Status): void => {
     if (status === "restarting" || status === "autorestarting" || status === "dead") {
-      this.restarting = status !== "dead";
+      this.knownUntil = Date.now() + RESTART;
       this.lose(status === "dead" ? "dead" : "restarted");
       return;
     }
-    if (status === "idle") this.restarting = false;
     if (this.readiness === "unknown" && this.running.size === 0) {
       // Where it was busy when the page came, its first idle status is the end of a cell.
       if (status === "idle") this._executed.emit();
