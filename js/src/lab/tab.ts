@@ -210,7 +210,9 @@ export class ViewTab extends MainAreaWidget<ViewBody> {
     // Where only this page has lost it, the kernel still holds the view.
     if (loss !== "disconnected") this.spec.model = null;
     if (this.isDisposed) return;
-    const words = lossWords(loss, this.spec, this.trans);
+    // Only where threads of the old process are in the way is there more to do than to try again.
+    const plain = loss === "elsewhere" && !link.stranded ? "restarted" : loss;
+    const words = lossWords(plain, this.spec, this.trans);
     if (link.stranded) {
       this.body.say(words, { label: this.trans.__("Reload the page"), press: () => location.reload() });
     } else this.fail(words);
