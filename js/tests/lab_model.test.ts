@@ -151,6 +151,18 @@ describe("reading", () => {
 });
 
 describe("a kernel that does not answer", () => {
+  it("is asked again where a cell that raised took the question along", async () => {
+    kernel.replyStatus = "aborted";
+    model.visible = true;
+    await pause();
+    expect(kernel.executed).toHaveLength(1);
+    kernel.replyStatus = "ok";
+    await pause();
+    expect(names()).toEqual(["gla"]);
+    await pause();
+    expect(kernel.executed).toHaveLength(2);
+  });
+
   it("is looked at anew where it does not know a question any more", async () => {
     model.visible = true;
     await pause();

@@ -164,6 +164,8 @@ export class PanelModel {
       memory.listing = listing;
       memory.prune();
     }
+    // A cell that raises takes all that waits behind it along.
+    if (!error && link.readiness === "unknown") memory.stale = memory.wanted = true;
     this._changed.emit();
     // A cell may have ended while the answer was on its way.
     if (memory.outdated()) this.wake();
