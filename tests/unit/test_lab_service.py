@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ess_widgets.demo.small import ByteTokenizer, SmallConfig, SmallLM
@@ -365,3 +366,48 @@ def test_a_kernels_flow(space: dict[str, Any]) -> None:
         manager.unregister_target(service.TARGET, service._on_open)
     assert [kind for kind, _ in sent] == ["comm_msg", "comm_close"]
     assert sent[0][1]["ok"] and math.isfinite(sent[0][1]["value"]["seconds"])
+
+
+def test_a_training_model_is_looked_at_without_a_trace(space: dict[str, Any]) -> None:
+    """Losses are the same to the last bit with an explorer, a scan and a diagnosis of the model that is being trained."""
+
+    def train(between: Any) -> list[float]:
+        torch.manual_seed(0)
+        model = SmallLM(SmallConfig(width=16, layers=2, heads=2)).train()
+        space["gone"] = model
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        losses = []
+        for step in range(40):
+            ids = torch.randint(0, 256, (4, 32))
+            logits = F.dropout(model(ids), 0.1)
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            between(step)
+            optimizer.step()
+            losses.append(loss.item())
+        assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        return losses
+
+    alone = train(lambda step: None)
+    channels = []
+    views: list[Any] = []
+
+    def look(step: int) -> None:
+        if step == 3:
+            value("explore", name="gone", source=READS)
+            views.append(opened("gone"))
+        elif step > 3:
+            views[0].text = TEXT[: 10 + step]
+        if step % 10 == 5:
+            for what in ("scan", "diagnose"):
+                channels.append(Channel())
+                question = {"ask": what, "name": "gone", "source": READS, "options": {}}
+                service._on_open(channels[-1], {"content": {"data": question}})
+
+    assert train(look) == alone
+    views[0].wait()
+    assert views[0].text == TEXT[:49] and len(views[0].captured) == 2
+    for channel in channels:
+        assert channel.closed.wait(60) and channel.sent[-1]["ok"], channel.sent[-1]
+    space["gone"] = None
