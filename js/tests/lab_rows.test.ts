@@ -187,7 +187,8 @@ describe("a layer's row", () => {
     draw(aModel({ mixers: [aMixer()] }));
     const node = row("model layer layers.0");
     expect(node.querySelector(".jp-ess-mark")?.textContent).toBe("guessed");
-    expect(node.textContent).toContain("softmax attention · 2 heads, growing state");
+    expect(node.textContent).toContain("softmax attention · 2 heads, state ∞");
+    expect(node.querySelector("[title='Its state grows with the input']")).not.toBeNull();
   });
 
   it("is explored and copied by its path", () => {

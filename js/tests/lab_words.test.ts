@@ -58,7 +58,7 @@ describe("facts of a layer", () => {
     );
   });
   it("say that the state grows, whatever it is", () => {
-    expect(mixerFacts(aMixer({ state: 3, grows: true }), trans)).toBe("2 heads, growing state");
+    expect(mixerFacts(aMixer({ state: 3, grows: true }), trans)).toBe("2 heads, state ∞");
   });
   it("leave out what is not known, and the one operator of a whole layer", () => {
     expect(mixerFacts(aMixer({ count: null, state: null, grows: false }), trans)).toBe("");

@@ -192,7 +192,7 @@ function layerRow(
     el(
       "div",
       "jp-ess-facts",
-      {},
+      { title: known.grows ? trans.__("Its state grows with the input") : null },
       [known.family, mixerFacts(known, trans)].filter((part) => part !== "").join(" · "),
     ),
     el(

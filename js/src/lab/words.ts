@@ -42,7 +42,7 @@ export function mixerFacts(mixer: Mixer | ScannedLayer, trans: TranslationBundle
         ? trans._n("%1 channel", "%1 channels", mixer.count)
         : trans._n("%1 head", "%1 heads", mixer.count);
   const state = mixer.grows
-    ? trans.__("growing state")
+    ? trans.__("state ∞")
     : mixer.state === null
       ? ""
       : trans.__("state %1", mixer.state);
