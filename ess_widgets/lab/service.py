@@ -159,10 +159,9 @@ def _diagnose(data: Mapping[str, Any], task: Task) -> dict[str, Any]:
     entry, read = find(space, data["name"], "model"), resolve(data["source"], space)
     inputs = read.inputs
     if read.tokenizer is not None:
-        inputs = list(data.get("texts") or [SAMPLE_TEXT if read.text is None else read.text])
+        inputs = SAMPLE_TEXT if read.text is None else read.text
         longest = _options(data, "max_tokens")
-        for text in inputs:  # refuses those that are too long
-            arguments(entry.value, {**data["source"], "text": text}, space, **longest)
+        arguments(entry.value, data["source"], space, **longest)  # refuses one that is too long
     found = diagnose(
         entry.value,
         inputs,

@@ -120,7 +120,6 @@ describe("why nothing is listed", () => {
     ["broken", /cannot be used \(ImportError: no\)/, "%pip install --upgrade ess-widgets"],
     ["unknown", /^Looking for models/, undefined],
     ["ready", /^Looking for models/, undefined],
-    ["busy", /^Looking for models/, undefined],
   ] as const)("%s", (readiness, text, install) => {
     const found = notice(Object.assign(link(readiness), { problem: "ImportError: no" }), new Memory(), trans);
     expect(found?.text).toMatch(text);

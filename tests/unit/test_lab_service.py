@@ -115,7 +115,7 @@ def test_opened_gives_the_newest_that_is_still_open(space: dict[str, Any]) -> No
 
 
 def test_diagnose(space: dict[str, Any]) -> None:
-    found = value("diagnose", name="model", source=READS, options={}, texts=[TEXT, TEXT[::-1]])
+    found = value("diagnose", name="model", source=READS, options={})
     view = shown.find(found["model_id"]).view
     assert len(view._diagnosis.layers) == 2
     again = value("diagnose", name="model", source={"inputs": "ids"}, options={}, replaces=found["model_id"])

@@ -7,7 +7,6 @@ import { TARGET, type Progress, type Questions, type Reply } from "./protocol";
 export type Readiness =
   /** Not looked at yet. */
   | "unknown"
-  | "busy"
   | "dead"
   | "not python"
   | "no package"
